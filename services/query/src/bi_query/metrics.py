@@ -1,0 +1,185 @@
+"""Every metric name of the service, in one registry per application.
+
+A leaf: nothing here imports the rest of the package. Labels are bounded: `endpoint` is a route template, `query` a
+catalogue name or `ad_hoc`; paths, parameters and clients never become label values.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+REQUEST_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+ENGINE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+ACTIVE_USER_WINDOW_SECONDS = 300.0
+MAX_TRACKED_USERS = 100_000
+UNMATCHED_ENDPOINT = "unmatched"
+AD_HOC = "ad_hoc"
+
+CACHE_RESULTS = ("hit", "miss", "stale", "coalesced", "bypass")
+ENGINE_OUTCOMES = ("ok", "timeout", "cancelled", "error")
+REJECTION_REASONS = ("queue_full", "queue_timeout", "shutdown")
+REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit")
+
+
+class ActiveUsers:
+    """Distinct clients seen within a sliding window; bounded in number, so a flood of addresses cannot eat memory."""
+
+    def __init__(self, window_seconds: float = ACTIVE_USER_WINDOW_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window_seconds = window_seconds
+        self._clock = clock
+        self._last_seen: OrderedDict[str, float] = OrderedDict()
+
+    def saw(self, client: str) -> None:
+        """Note one request of `client`."""
+        self._last_seen[client] = self._clock()
+        self._last_seen.move_to_end(client)
+        if len(self._last_seen) > MAX_TRACKED_USERS:
+            self._last_seen.popitem(last=False)
+
+    def count(self) -> int:
+        """Clients seen within the window."""
+        horizon = self._clock() - self._window_seconds
+        while self._last_seen and next(iter(self._last_seen.values())) < horizon:
+            self._last_seen.popitem(last=False)
+        return len(self._last_seen)
+
+
+class Metrics:
+    """The service's metrics. Attribute names follow the exported names without the `bi_` prefix."""
+
+    def __init__(self, *, version: str = "", duckdb_version: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self.users = ActiveUsers()
+        ProcessCollector(registry=self.registry)
+        self._http()
+        self._cache()
+        self._engine()
+        self._snapshot()
+        Info("bi_query_build", "Versions of the service and its engine.", registry=self.registry).info(
+            {"version": version, "python_version": platform.python_version(), "duckdb_version": duckdb_version}
+        )
+
+    def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(name, text, tuple(labels), registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(name, text, tuple(labels), registry=self.registry)
+
+    def _http(self) -> None:
+        self.http_requests = self._counter("http_requests_total", "HTTP requests.", ("method", "endpoint", "status"))
+        self.http_duration = Histogram(
+            "http_request_duration_seconds",
+            "Seconds from the first byte in to the last byte out, failed requests included.",
+            ("endpoint",),
+            buckets=REQUEST_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.http_in_progress = self._gauge("http_requests_in_progress", "Requests being answered now.")
+        active = self._gauge("active_users", "Distinct clients (API key, else address) seen in the last 5 minutes.")
+        active.set_function(self.users.count)
+        self.llm_tokens = self._counter("llm_tokens_total", "Tokens used by the language model.", ("model",))
+        self.rate_limit_rejections = self._counter(
+            "bi_rate_limit_rejections_total", "Requests refused with 429.", ("endpoint",)
+        )
+        self.guard_refusals = self._counter("bi_guard_refusals_total", "SQL refused by the guard.", ("code",))
+
+    def _cache(self) -> None:
+        self.cache_requests = self._counter(
+            "bi_cache_requests_total", "Cache look-ups by result and tier.", ("query", "result", "tier")
+        )
+        self.cache_bytes = self._gauge("bi_cache_bytes", "Bytes held by the memory tier.")
+        self.cache_max_bytes = self._gauge("bi_cache_max_bytes", "Bytes the memory tier may hold.")
+        self.cache_entries = self._gauge("bi_cache_entries", "Entries held by the memory tier.")
+        self.cache_evictions = self._counter("bi_cache_evictions_total", "Entries evicted from the memory tier.")
+        self.cache_invalidations = self._counter("bi_cache_invalidations_total", "Invalidations by scope.", ("scope",))
+        self.cache_rejected_entries = self._counter("bi_cache_rejected_entries_total", "Results too large to cache.")
+        self.cache_redis_errors = self._counter(
+            "bi_cache_redis_errors_total", "Redis operations that failed, timed out or answered rubbish.", ("operation",)
+        )
+        self.cache_redis_circuit_open = self._gauge("bi_cache_redis_circuit_open", "1 while Redis is not being asked.")
+        self.cache_redis_configured = self._gauge("bi_cache_redis_configured", "1 when a Redis tier is configured.")
+        self.cache_saved_seconds = self._counter(
+            "bi_cache_saved_seconds_total", "Engine seconds that cached answers did not spend.", ("query",)
+        )
+        for operation in REDIS_OPERATIONS:
+            self.cache_redis_errors.labels(operation)
+        for scope in ("query", "pattern", "remote"):
+            self.cache_invalidations.labels(scope)
+
+    def _engine(self) -> None:
+        self.engine_running = self._gauge("bi_engine_running_queries", "Queries executing now.")
+        self.engine_waiting = self._gauge("bi_engine_waiting_queries", "Admitted queries waiting for a core.")
+        self.engine_max_running = self._gauge("bi_engine_max_running_queries", "Queries that may execute at once.")
+        self.engine_max_connections = self._gauge("bi_engine_max_connections", "Queries admitted at once.")
+        self.engine_wait = Histogram(
+            "bi_engine_wait_seconds",
+            "Seconds an admitted query waited for a core.",
+            buckets=ENGINE_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.engine_execution = Histogram(
+            "bi_engine_execution_seconds",
+            "Seconds DuckDB and the encoder spent on a query.",
+            ("query",),
+            buckets=ENGINE_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.engine_queries = self._counter("bi_engine_queries_total", "Queries by outcome.", ("query", "outcome"))
+        self.engine_rejections = self._counter("bi_engine_rejections_total", "Queries not admitted.", ("reason",))
+        self.engine_rows = self._counter("bi_engine_rows_total", "Rows returned by the engine.", ("query",))
+        self.engine_result_bytes = self._counter("bi_engine_result_bytes_total", "Encoded result bytes.", ("format",))
+        self.engine_truncated = self._counter(
+            "bi_engine_truncated_results_total", "Results cut at the row or byte limit.", ("query",)
+        )
+        for reason in REJECTION_REASONS:
+            self.engine_rejections.labels(reason)
+
+    def _snapshot(self) -> None:
+        self.snapshot_info = self._gauge("bi_snapshot_info", "1 for the snapshot being served.", ("snapshot_id",))
+        self.snapshot_published = self._gauge("bi_snapshot_published_timestamp_seconds", "When it was published.")
+        self.snapshot_loaded = self._gauge("bi_snapshot_loaded_timestamp_seconds", "When this process opened it.")
+        self.snapshot_bytes = self._gauge("bi_snapshot_bytes", "Size of the snapshot's file.")
+        self.snapshot_swaps = self._counter("bi_snapshot_swaps_total", "Live swaps to a newly published snapshot.")
+        self.snapshot_load_failures = self._counter(
+            "bi_snapshot_load_failures_total", "Published snapshots that could not be opened."
+        )
+        self.publish_last_success = self._gauge("bi_publish_last_success", "1 if the last publish succeeded.")
+        self.publish_last_attempt = self._gauge("bi_publish_last_attempt_timestamp_seconds", "When it last ran.")
+        self.publish_last_success_at = self._gauge("bi_publish_last_success_timestamp_seconds", "When it last succeeded.")
+        self.publish_duration = self._gauge("bi_publish_duration_seconds", "How long the last publish took.")
+
+    def prepare(self, queries: Iterable[str], endpoints: Iterable[tuple[str, str]]) -> None:
+        """Create the bounded label sets at zero, so that the first error ever is visible to `rate()`.
+
+        `queries` are catalogue names; `endpoints` are (method, route template) pairs.
+        """
+        for query in (*queries, AD_HOC):
+            for result in CACHE_RESULTS:
+                for tier in ("memory", "redis") if result in ("hit", "stale") else ("none",):
+                    self.cache_requests.labels(query, result, tier)
+            for outcome in ENGINE_OUTCOMES:
+                self.engine_queries.labels(query, outcome)
+            self.cache_saved_seconds.labels(query)
+            self.engine_execution.labels(query)
+            self.engine_rows.labels(query)
+            self.engine_truncated.labels(query)
+        for method, endpoint in endpoints:
+            self.http_duration.labels(endpoint)
+            self.rate_limit_rejections.labels(endpoint)
+            for status in ("200", "500", "503"):
+                self.http_requests.labels(method, endpoint, status)
+
+
+def metric_names() -> frozenset[str]:
+    """Sample names that `/metrics` can expose (with `_total`, `_bucket`, `_sum`, `_count`, `_info` as exported)."""
+    metrics = Metrics()
+    names: set[str] = set()
+    for family in metrics.registry.collect():
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
+        names.update(family.name + suffix for suffix in suffixes.get(family.type, ("",)))
+    return frozenset(names)
