@@ -29,7 +29,9 @@ REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit")
 class ActiveUsers:
     """Distinct clients seen within a sliding window; bounded in number, so a flood of addresses cannot eat memory."""
 
-    def __init__(self, window_seconds: float = ACTIVE_USER_WINDOW_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, window_seconds: float = ACTIVE_USER_WINDOW_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._window_seconds = window_seconds
         self._clock = clock
         self._last_seen: OrderedDict[str, float] = OrderedDict()
@@ -99,7 +101,9 @@ class Metrics:
         self.cache_invalidations = self._counter("bi_cache_invalidations_total", "Invalidations by scope.", ("scope",))
         self.cache_rejected_entries = self._counter("bi_cache_rejected_entries_total", "Results too large to cache.")
         self.cache_redis_errors = self._counter(
-            "bi_cache_redis_errors_total", "Redis operations that failed, timed out or answered rubbish.", ("operation",)
+            "bi_cache_redis_errors_total",
+            "Redis operations that failed, timed out or answered rubbish.",
+            ("operation",),
         )
         self.cache_redis_circuit_open = self._gauge("bi_cache_redis_circuit_open", "1 while Redis is not being asked.")
         self.cache_redis_configured = self._gauge("bi_cache_redis_configured", "1 when a Redis tier is configured.")
@@ -150,7 +154,9 @@ class Metrics:
         )
         self.publish_last_success = self._gauge("bi_publish_last_success", "1 if the last publish succeeded.")
         self.publish_last_attempt = self._gauge("bi_publish_last_attempt_timestamp_seconds", "When it last ran.")
-        self.publish_last_success_at = self._gauge("bi_publish_last_success_timestamp_seconds", "When it last succeeded.")
+        self.publish_last_success_at = self._gauge(
+            "bi_publish_last_success_timestamp_seconds", "When it last succeeded."
+        )
         self.publish_duration = self._gauge("bi_publish_duration_seconds", "How long the last publish took.")
 
     def prepare(self, queries: Iterable[str], endpoints: Iterable[tuple[str, str]]) -> None:

@@ -65,7 +65,13 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "data_dir", "catalogue_dir", "redis_url", "redis_password_file", "spill_dir", "engine_memory_bytes", mode="before"
+        "data_dir",
+        "catalogue_dir",
+        "redis_url",
+        "redis_password_file",
+        "spill_dir",
+        "engine_memory_bytes",
+        mode="before",
     )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
@@ -104,7 +110,9 @@ class Settings(BaseSettings):
         try:
             return self.redis_password_file.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ConfigurationError(f"BI_REDIS_PASSWORD_FILE: cannot read {self.redis_password_file}: {error}") from error
+            raise ConfigurationError(
+                f"BI_REDIS_PASSWORD_FILE: cannot read {self.redis_password_file}: {error}"
+            ) from error
 
 
 def load_settings(**overrides: object) -> Settings:

