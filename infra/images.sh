@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Gets every image the compose files name (`make images`): found locally, else pulled, else a stand-in built from Debian
+# packages. Writes what differs from compose.yaml's defaults to .stack/images.env, which `make up` hands to compose.
+#   infra/images.sh            all of it, then our own image
+#   infra/images.sh --refresh  also rebuild stand-ins that exist already
+#   infra/images.sh --standins stand-ins only, without looking for the real images (to test them)
+# Settings: BI_PULL_SECONDS (300) for one pull, BI_OFFLINE=true to skip pulling.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+readonly STATE=.stack
+readonly OVERRIDES=$STATE/images.env
+readonly BASE=bi-standin/debian:trixie
+readonly PULL_SECONDS=${BI_PULL_SECONDS:-300}
+readonly PROBE_SECONDS=20     # for the first word from a registry; after one refusal it is not asked again
+refused=" "
+refresh=false
+force=false
+secrets=
+
+say() { printf 'images: %s\n' "$*"; }
+die() { printf 'images: %s\n' "$*" >&2; exit 1; }
+have() { docker image inspect "$1" >/dev/null 2>&1; }
+
+wanted() { # VARIABLE default-image, one a line, from the compose files themselves
+  # Grafana last: its absence is the one thing the user should read at the end.
+  sed -n 's/.*\${\(BI_[A-Z_]*_IMAGE\):-\([^}]*\)}.*/\1 \2/p' compose*.yaml | grep -v '^BI_QUERY_IMAGE ' | sort -u |
+    awk '/^BI_GRAFANA_IMAGE/ { last = $0; next } { print } END { if (last) print last }'
+}
+
+registry_of() { # quay.io of quay.io/a/b:1; docker.io where none is named
+  case ${1%%/*} in *.* | *:*/* | localhost) [ "$1" != "${1%%/*}" ] && echo "${1%%/*}" || echo docker.io ;; *) echo docker.io ;; esac
+}
+
+pull() { # pull <image>: 1 when its registry cannot be had
+  local registry
+  registry=$(registry_of "$1")
+  [ "${BI_OFFLINE:-false}" != true ] || return 1
+  case $refused in *" $registry "*) return 1 ;; esac
+  if ! timeout "$PROBE_SECONDS" docker manifest inspect "$1" >/dev/null 2>&1; then
+    refused+="$registry "
+    say "no answer from $registry for $1; it is not asked again in this run"
+    return 1
+  fi
+  say "pulling $1"
+  timeout "$PULL_SECONDS" docker pull -q "$1" >/dev/null || { say "pulling $1 failed or took over $PULL_SECONDS s"; return 1; }
+}
+
+# --- what builds need of this host, as files of one private folder that goes away at the end --------------------------
+
+ca_bundle() { # the bundle this host trusts, its own additions (a TLS-inspecting proxy's, say) included
+  local file
+  for file in "${SSL_CERT_FILE:-}" "${PIP_CERT:-}" "${REQUESTS_CA_BUNDLE:-}" /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt; do
+    if [ -n "$file" ] && [ -s "$file" ]; then echo "$file"; return 0; fi
+  done
+}
+
+host_settings() {
+  local bundle
+  secrets=$(mktemp -d)
+  trap 'rm -rf "$secrets"' EXIT
+  bundle=$(ca_bundle)
+  if [ -n "$bundle" ]; then cp "$bundle" "$secrets/ca"; else : >"$secrets/ca"; fi
+  {
+    echo 'APT::Sandbox::User "root";'
+    [ ! -s "$secrets/ca" ] || echo 'Acquire::https::CAInfo "/run/secrets/ca.pem";'
+    if command -v apt-config >/dev/null; then
+      apt-config dump | grep -E '^Acquire::(http|https|ftp)::([^:]*::)?Proxy |^Acquire::Check-(Valid-Until|Date) ' || true
+    fi
+  } >"$secrets/apt"
+  {
+    echo '[global]'
+    [ ! -s "$secrets/ca" ] || echo 'cert = /run/secrets/ca.pem'
+    # Addresses only: folders of this host mean nothing inside a build.
+    python3 -m pip config list 2>/dev/null |
+      sed -n "s/^[^=]*\.\(index-url\|extra-index-url\|trusted-host\|proxy\)='\(.*\)'\$/\1 = \2/p" | grep -v 'file:' || true
+  } >"$secrets/pip"
+}
+
+secret_flags() { printf -- '--secret\nid=%s,src=%s\n' ca "$secrets/ca" apt "$secrets/apt" pip "$secrets/pip"; }
+
+build() { # build <tag> <arguments of docker build>: quiet unless it fails
+  local tag=$1 flags log
+  shift
+  mapfile -t flags < <(secret_flags)
+  log=$STATE/build-${tag//[^a-z0-9.-]/-}.log
+  DOCKER_BUILDKIT=1 docker build --progress=plain "${flags[@]}" -t "$tag" "$@" >"$log" 2>&1 ||
+    { tail -n 30 "$log" >&2; die "building $tag failed; all of it: $log"; }
+}
+
+# --- stand-ins -----------------------------------------------------------------------------------------------------
+
+# shellcheck disable=SC2016  # apt's own format fields
+debian_mirror() {
+  apt-get indextargets --format '$(REPO_URI) $(ORIGIN)/$(LABEL)' 'Identifier: Packages' 2>/dev/null |
+    awk '$2 == "Debian/Debian" { print $1; exit }'
+}
+
+debian_base() { # a Debian 13 root, from the mirror this machine uses (debootstrap's own default where it uses none)
+  local root mirror
+  if have "$BASE" && ! $refresh; then return 0; fi
+  [ "$(id -u)" = 0 ] || die "building stand-ins needs root (debootstrap); pull or load the official images instead"
+  if ! command -v debootstrap >/dev/null; then
+    say "installing debootstrap"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq debootstrap >/dev/null || die "debootstrap cannot be installed"
+  fi
+  say "building the base of the stand-ins (debootstrap)"
+  root=$(mktemp -d)
+  mirror=$(debian_mirror)
+  if ! debootstrap --variant=minbase trixie "$root" ${mirror:+"$mirror"} >"$STATE/debootstrap.log" 2>&1; then
+    tail -n 15 "$STATE/debootstrap.log" >&2
+    rm -rf "$root"
+    die "debootstrap failed; all of it: $STATE/debootstrap.log"
+  fi
+  rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale,info}/*
+  tar -C "$root" -c . | docker import - "$BASE" >/dev/null
+  rm -rf "$root"
+}
+
+standin() { # standin <target> -> the tag it was built under; 1 where Debian has no such package
+  local tag="bi-standin/$1:trixie"
+  grep -q "AS $1\$" infra/images/Dockerfile || return 1
+  if ! have "$tag" || $refresh; then
+    debian_base
+    say "building a stand-in for $1 from Debian packages"
+    build "$tag" --build-arg "BASE=$BASE" --target "$1" -f infra/images/Dockerfile infra/images
+  fi
+  found=$tag
+}
+
+# --- all of them ---------------------------------------------------------------------------------------------------
+
+resolve() { # resolve <VARIABLE> <image>: writes the override when the image is not the one compose.yaml names
+  local variable=$1 image=$2 target
+  if ! $force; then
+    if have "$image"; then say "ok: $image"; return 0; fi
+    if pull "$image"; then say "ok: $image (pulled)"; return 0; fi
+  fi
+  target=$(echo "${variable#BI_}" | sed 's/_IMAGE$//' | tr 'A-Z_' 'a-z-')
+  if standin "$target"; then
+    echo "$variable=$found" >>"$OVERRIDES.new"
+    say "ok: $found stands in for $image"
+  elif [ "$target" = grafana ]; then
+    echo "BI_GRAFANA_REPLICAS=0" >>"$OVERRIDES.new"
+    say "GRAFANA IS LEFT OUT: $image can be neither found nor pulled, and Debian has no package of it."
+    say "Everything else works without it. To add it later: docker load or pull $image, then make images up."
+  else
+    die "$image can be neither found nor pulled, and there is no stand-in for it"
+  fi
+}
+
+own_image() { # our own image, on the Python base that was found
+  local image python
+  # shellcheck disable=SC2016  # compose's own syntax, matched as text
+  image=$(sed -n 's/.*\${BI_QUERY_IMAGE:-\([^}]*\)}.*/\1/p' compose.yaml | head -n 1)
+  [ -f services/query/Dockerfile ] || { say "services/query/Dockerfile is not there yet: skipped"; return 0; }
+  python=$(sed -n 's/^BI_PYTHON_IMAGE=//p' "$OVERRIDES.new")
+  say "building $image"
+  build "$image" ${python:+--build-arg "PYTHON_IMAGE=$python"} services/query
+  say "ok: $image ($(docker image inspect --format '{{.Size}}' "$image" | awk '{ printf "%.0f MB", $1 / 1e6 }'))"
+}
+
+main() {
+  local variable image
+  case "${1:-}" in
+    --refresh) refresh=true ;;
+    --standins) force=true ;;
+    '') ;;
+    *) die "unknown argument $1 (see the head of this file)" ;;
+  esac
+  docker version >/dev/null 2>&1 || die "no Docker engine answers: make engine"
+  mkdir -p "$STATE"
+  printf '# Written by make images: what is used here instead of the images compose.yaml names.\n' >"$OVERRIDES.new"
+  host_settings
+  while read -r variable image; do resolve "$variable" "$image"; done < <(wanted)
+  own_image
+  mv "$OVERRIDES.new" "$OVERRIDES"
+}
+
+main "$@"
