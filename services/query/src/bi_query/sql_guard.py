@@ -1,0 +1,196 @@
+"""SQL of a stranger -> exactly one SELECT over the snapshot's relations, or a refusal with code and position.
+
+**Threat.** A client sends any text: to change state (DDL, DML or COPY inside a CTE, SET, temp tables,
+CHECKPOINT), to read what is not the snapshot's (files, network, environment, settings, catalogue, log), to
+run SQL hidden in a string (`query('..')`), or to hurt the process while it parses. The engine's connection
+is read only, without external access, its configuration locked; that alone still lets through temp tables,
+CALL, PRAGMA, `duckdb_settings()`, `query()`, `write_log()` and more. Both layers stand so that one mistake
+in either is not enough.
+
+**Method.** DuckDB's own parser decides; no pattern is matched over SQL text. DuckDB's tokens bound the
+nesting (the parser's time grows with its square) and show where a trailing semicolon is cut; what is left
+is parsed by `json_serialize_sql` in a private, empty, locked in-memory DuckDB, and `sql_tree` walks the
+tree without recursion. Deny is the default: a class, type or key of the tree that is not listed there is
+refused, so what a new DuckDB version adds is refused until someone has looked at it. A table is a CTE in
+scope or a relation of the snapshot, bare or qualified by `main`; a function's last name part must be listed
+in `sql_functions`, whatever stands before it (`x.lower()` and `main.lower(x)` are one tree). The text
+parsed is, to the byte, the text returned to be run.
+
+**Known gaps.** (1) Cost is not judged: `range(1e12)`, cross joins and endless recursive CTEs are for the
+engine's time, memory and row limits. (2) `PIVOT .. ON x` without `IN (..)` is several statements to DuckDB:
+refused, with the advice to add IN. (3) `current_user`, `current_catalog` and the like without parentheses
+are column references to the parser and answer constants (`duckdb`, the snapshot's name). (4) Views of the
+snapshot are trusted: what they call is not looked at. (5) Chains of more than about 330 operators (`a || b
+|| ..`; not AND, OR, IN lists) and sub-queries nested deeper than about 60 are refused as too deep. (6) A
+bug in DuckDB's parser or in a listed function is not stopped here: run the service without privileges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+import duckdb
+import orjson
+
+from .errors import SqlRefused
+from .sql_tree import TreeError, Walk, fold
+
+MAX_BRACKET_DEPTH: Final = 64
+MAX_OPERATOR_RUN: Final = 32
+_PARSER_CONFIG: Final = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "threads": "1",
+    "memory_limit": "512MB",
+}
+# Over DuckDB's JSON, never over SQL: in a JSON string the quotes would be escaped, so this meets keys only.
+_LOCATION: Final = re.compile(r'"query_location(?:_length)?":\d+,?')
+
+
+@dataclass(frozen=True)
+class GuardedSql:
+    """One SELECT that may run.
+
+    `sql` is the exact text to run, without trailing semicolon or comment; `normalised` is equal for texts
+    that differ only in white space, comments and keyword case; `tables` are the snapshot's relations it
+    reads, as the snapshot spells them; `parameters` are the names of its placeholders (`$name`; `?` and
+    `$1` are named "1", ..).
+    """
+
+    sql: str
+    normalised: str
+    tables: frozenset[str]
+    parameters: frozenset[str]
+
+
+class SqlGuard:
+    """Checks SQL against the relations (tables and views of schema main) of one snapshot; threads may share it."""
+
+    def __init__(self, relations: Collection[str], *, max_sql_chars: int = 100_000) -> None:
+        self._relations = {fold(name): name for name in relations}
+        self._max_sql_chars = max_sql_chars
+        self._parser = duckdb.connect(":memory:", config=dict(_PARSER_CONFIG))
+        self._parser.execute("set lock_configuration = true")
+
+    def check(self, sql: str) -> GuardedSql:
+        """Returns the SELECT that may run, or raises SqlRefused, with a position in characters where known.
+
+        Codes: sql_empty, sql_too_long, sql_too_deep, sql_syntax, sql_not_select, sql_multiple_statements,
+        unknown_table, forbidden_table, forbidden_function, forbidden_construct. Typical cost: under 1 ms.
+        """
+        data = self._encode(sql)
+        try:
+            data = data[: _significant_end(data)]
+            tree_json, statement = self._parse(data.decode())
+            walk = Walk(self._relations)
+            walk.run(statement)
+        except TreeError as refusal:
+            raise SqlRefused(
+                refusal.code, refusal.detail, position=_characters(data, refusal.offset)
+            ) from None
+        return GuardedSql(
+            sql=data.decode(),
+            normalised=_LOCATION.sub("", tree_json),
+            tables=frozenset(walk.tables),
+            parameters=frozenset(walk.parameters),
+        )
+
+    def _encode(self, sql: str) -> bytes:
+        if len(sql) > self._max_sql_chars:
+            detail = f"The SQL has {len(sql)} characters; the limit is {self._max_sql_chars}."
+            raise SqlRefused("sql_too_long", detail)
+        if "\0" in sql:
+            raise SqlRefused("sql_syntax", "The SQL contains a NUL character.", position=sql.index("\0"))
+        try:
+            return sql.encode()
+        except UnicodeEncodeError as error:
+            detail = "The SQL contains a lone surrogate, which is no character."
+            raise SqlRefused("sql_syntax", detail, position=error.start) from None
+
+    def _parse(self, sql: str) -> tuple[str, dict[str, Any]]:
+        """The one statement's tree, as DuckDB's JSON and read. Raises TreeError."""
+        cursor = self._parser.cursor()
+        try:
+            tree_json: str = cursor.execute("select json_serialize_sql(?::varchar)", [sql]).fetchall()[0][0]
+        except duckdb.Error as error:
+            raise TreeError("sql_syntax", str(error)) from None
+        finally:
+            cursor.close()
+        try:
+            tree = orjson.loads(tree_json)
+        except orjson.JSONDecodeError:
+            raise TreeError("sql_too_deep", "The SQL is nested too deeply.") from None
+        if tree["error"]:
+            raise self._parse_refusal(sql, tree)
+        statements = tree["statements"]
+        if len(statements) != 1:
+            raise _count_refusal(len(statements))
+        return tree_json, statements[0]
+
+    def _parse_refusal(self, sql: str, error: dict[str, Any]) -> TreeError:
+        message = error["error_message"]
+        if "expression depth limit" in message:
+            return TreeError("sql_too_deep", "The SQL is nested too deeply.")
+        position = error.get("position")
+        syntax = TreeError("sql_syntax", message, None if position is None else int(position))
+        if error["error_type"] == "parser":
+            return syntax
+        cursor = self._parser.cursor()
+        try:
+            kinds = [statement.type for statement in cursor.extract_statements(sql)]
+        except duckdb.Error:
+            return syntax
+        finally:
+            cursor.close()
+        if len(kinds) != 1:
+            return _count_refusal(len(kinds))
+        if kinds[0] == duckdb.StatementType.MULTI:
+            detail = "PIVOT needs its values here: PIVOT t ON column IN ('a', 'b') USING sum(x)."
+            return TreeError("forbidden_construct", detail)
+        if kinds[0] == duckdb.StatementType.SELECT:
+            return syntax
+        return TreeError("sql_not_select", f"Only SELECT is allowed here, not {kinds[0].name}.")
+
+
+def _count_refusal(count: int) -> TreeError:
+    if count == 0:
+        return TreeError("sql_empty", "There is no SQL statement.")
+    return TreeError("sql_multiple_statements", f"There are {count} statements; send exactly one SELECT.")
+
+
+def _significant_end(data: bytes) -> int:
+    """Where the text ends, in bytes, without trailing semicolons, comments and white space.
+
+    Raises TreeError(sql_too_deep) for nesting that would make DuckDB's parser slow: its time grows with
+    the square of the depth of brackets and of the length of a run of prefix operators.
+    """
+    tokens = duckdb.tokenize(data.decode())
+    depth = run = last = 0
+    for index, (start, kind) in enumerate(tokens):
+        byte = data[start : start + 1]
+        operator = kind == duckdb.token_type.operator
+        if kind != duckdb.token_type.comment and not (operator and byte == b";"):
+            last = index + 1
+        if not operator:
+            run = 0
+        elif byte in b"([{":
+            depth += 1
+        elif byte in b")]}":
+            depth -= 1
+        else:
+            run += 1
+        if depth > MAX_BRACKET_DEPTH or run > MAX_OPERATOR_RUN:
+            raise TreeError("sql_too_deep", "The SQL is nested too deeply.", start)
+    if last == 0:
+        raise _count_refusal(0)
+    end = tokens[last][0] if last < len(tokens) else len(data)
+    return len(data[:end].rstrip())
+
+
+def _characters(data: bytes, offset: int | None) -> int | None:
+    """A byte offset into UTF-8 as an offset in characters."""
+    return None if offset is None else len(data[:offset].decode(errors="ignore"))
