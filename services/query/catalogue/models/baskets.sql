@@ -1,5 +1,7 @@
 /*---
-description: One row per basket (a visit to one store by one household), with its day, hour, lines, units and amounts.
+description: >-
+  One row per basket (a visit to one store by one household), with its day, hour, lines, units, amounts and the days since
+  the household's basket before (NULL for its first).
 ---*/
 select
     basket_id,
@@ -7,6 +9,13 @@ select
     any_value(store_id) as store_id,
     min(business_date) as business_date,
     min(local_hour) as local_hour,
+    datediff(
+        'day',
+        lag(min(business_date)) over (
+            partition by any_value(household_id) order by min(business_date), min(local_hour), basket_id
+        ),
+        min(business_date)
+    )::smallint as days_since_previous,
     count(*)::smallint as line_count,
     coalesce(sum(units), 0)::integer as units,
     sum(sales_usd)::decimal(12, 2) as sales_usd,

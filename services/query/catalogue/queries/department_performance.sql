@@ -1,0 +1,57 @@
+/*---
+title: Department performance
+description: >-
+  Departments by sales between two days (both included): share, change on the period of the same length before, part of
+  all baskets that hold the department, discount. change_pct is empty when the data does not cover the earlier period.
+freshness: reports
+timeout_seconds: 5
+parameters:
+  from_date: {type: date, default: 2017-12-04, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
+  to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
+  store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
+  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many departments."}
+---*/
+with totals as (
+    select
+        department,
+        coalesce(sum(sales_usd) filter (where business_date >= $from_date::date), 0) as sales_usd,
+        coalesce(sum(sales_usd) filter (where business_date < $from_date::date), 0) as previous_sales_usd,
+        sum(list_usd) filter (where business_date >= $from_date::date) as list_usd,
+        coalesce(sum(units) filter (where business_date >= $from_date::date), 0) as units,
+        count(*) filter (where business_date >= $from_date::date) as baskets
+    from basket_departments
+    where
+        business_date between $from_date::date - ($to_date::date - $from_date::date + 1)::integer and $to_date::date
+        and ($store_id::integer is null or store_id = $store_id::integer)
+    group by department
+),
+
+visits as (
+    select count(*) as baskets
+    from baskets
+    where
+        business_date between $from_date::date and $to_date::date
+        and ($store_id::integer is null or store_id = $store_id::integer)
+)
+
+select
+    (row_number() over (order by t.sales_usd desc, t.department))::integer as rank,
+    t.department,
+    t.sales_usd::double as sales_usd,
+    round(100 * t.sales_usd::double / nullif(sum(t.sales_usd) over (), 0)::double, 2) as share_pct,
+    t.previous_sales_usd::double as previous_sales_usd,
+    case
+        when
+            $from_date::date - ($to_date::date - $from_date::date + 1)::integer
+            >= (select min(business_date) from calendar where has_data)
+            then round(100 * (t.sales_usd - t.previous_sales_usd)::double / nullif(t.previous_sales_usd, 0)::double, 2)
+    end as change_pct,
+    t.units::bigint as units,
+    t.baskets::bigint as baskets,
+    round(100.0 * t.baskets / nullif(v.baskets, 0), 2) as basket_penetration_pct,
+    round(t.sales_usd::double / nullif(t.baskets, 0), 2) as sales_per_basket_usd,
+    round(100 * (t.list_usd - t.sales_usd)::double / nullif(t.list_usd, 0)::double, 2) as discount_pct
+from totals as t
+cross join visits as v
+order by rank
+limit $limit::integer

@@ -1,0 +1,46 @@
+/*---
+title: Promotion effect
+description: >-
+  Sales of promoted products in the weeks and stores of their promotion (in-store display, mailer, or both) beside what the
+  same products usually sell in the same stores in a week without promotion. uplift_pct compares the two; covered_pct says
+  for how much of the promoted weeks a comparison exists. An association over the whole data, not a proof of cause.
+freshness: reports
+timeout_seconds: 5
+parameters:
+  department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
+  promotion_type: {type: string, default: null, choices: [display, mailer, display and mailer], description: "Kind of promotion; empty for each."}
+  level: {type: string, default: department, choices: [department, category], description: "One row per department, or per product category."}
+  min_weeks: {type: integer, default: 1000, minimum: 1, maximum: 1000000000, description: "Fewest compared product-store-weeks."}
+  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many rows."}
+---*/
+with grouped as (
+    select
+        department,
+        case when $level::varchar = 'category' then product_category end as product_category,
+        promotion_type,
+        sum(promoted_product_store_weeks)::bigint as promoted_product_store_weeks,
+        sum(compared_product_store_weeks)::bigint as compared_product_store_weeks,
+        sum(promoted_sales_usd)::double as promoted_sales_usd,
+        sum(usual_sales_usd)::double as usual_sales_usd
+    from promotion_uplift
+    where
+        ($department::varchar is null or department = $department::varchar)
+        and ($promotion_type::varchar is null or promotion_type = $promotion_type::varchar)
+    group by 1, 2, 3
+)
+
+select
+    department,
+    product_category,
+    promotion_type,
+    promoted_product_store_weeks,
+    compared_product_store_weeks,
+    round(100.0 * compared_product_store_weeks / promoted_product_store_weeks, 2) as covered_pct,
+    promoted_sales_usd,
+    usual_sales_usd,
+    round(promoted_sales_usd - usual_sales_usd, 2) as uplift_usd,
+    round(100 * (promoted_sales_usd - usual_sales_usd) / nullif(usual_sales_usd, 0), 2) as uplift_pct
+from grouped
+where compared_product_store_weeks >= $min_weeks::bigint
+order by promoted_sales_usd desc, department, product_category nulls first, promotion_type
+limit $limit::integer

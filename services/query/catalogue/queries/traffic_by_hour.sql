@@ -1,0 +1,45 @@
+/*---
+title: Traffic by weekday and hour
+description: >-
+  Baskets and sales by weekday and local hour (US Eastern) between two days (both included), in total and per trading day
+  of that weekday. Hours without a basket are left out.
+freshness: reports
+timeout_seconds: 5
+parameters:
+  from_date: {type: date, default: 2017-10-02, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
+  to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
+  store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
+---*/
+with days as (
+    select iso_weekday, any_value(weekday) as weekday, count(*) as trading_days
+    from calendar
+    where trading_day and business_date between $from_date::date and $to_date::date
+    group by iso_weekday
+),
+
+visits as (
+    select
+        isodow(business_date) as iso_weekday,
+        local_hour,
+        count(*) as baskets,
+        sum(sales_usd) as sales_usd
+    from baskets
+    where
+        business_date between $from_date::date and $to_date::date
+        and ($store_id::integer is null or store_id = $store_id::integer)
+    group by 1, 2
+)
+
+select
+    d.iso_weekday,
+    d.weekday,
+    v.local_hour,
+    d.trading_days::integer as trading_days,
+    v.baskets::bigint as baskets,
+    round(v.baskets::double / d.trading_days, 2) as baskets_per_day,
+    v.sales_usd::double as sales_usd,
+    round(v.sales_usd::double / d.trading_days, 2) as sales_per_day_usd,
+    round(v.sales_usd::double / v.baskets, 2) as sales_per_basket_usd
+from visits as v
+inner join days as d on v.iso_weekday = d.iso_weekday
+order by d.iso_weekday, v.local_hour
