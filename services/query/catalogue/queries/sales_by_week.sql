@@ -12,44 +12,10 @@ parameters:
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
   store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
 ---*/
-with visits as (
-    select household_id, date_trunc('week', business_date)::date as week_start, units, sales_usd, list_usd
-    from baskets
-    where
-        $department::varchar is null
-        and business_date between date_trunc('week', $from_date::date) and date_trunc('week', $to_date::date) + interval 6 day
-        and ($store_id::integer is null or store_id = $store_id::integer)
-    union all
-    select household_id, date_trunc('week', business_date)::date, units, sales_usd, list_usd
-    from basket_departments
-    where
-        department = $department::varchar
-        and business_date between date_trunc('week', $from_date::date) and date_trunc('week', $to_date::date) + interval 6 day
-        and ($store_id::integer is null or store_id = $store_id::integer)
-),
-
-by_household as (
-    select
-        week_start,
-        household_id,
-        count(*) as baskets,
-        sum(units) as units,
-        sum(sales_usd) as sales_usd,
-        sum(list_usd) as list_usd
-    from visits
-    group by week_start, household_id
-),
-
-by_week as (
-    select
-        week_start,
-        count(*) as households,
-        sum(baskets) as baskets,
-        sum(units) as units,
-        sum(sales_usd) as sales_usd,
-        sum(list_usd) as list_usd
-    from by_household
-    group by week_start
+with by_week as (
+    select week_start, households, baskets, units, sales_usd, list_usd
+    from week_totals
+    where department is not distinct from $department::varchar and store_id is not distinct from $store_id::integer
 )
 
 select

@@ -13,16 +13,30 @@ parameters:
   sort_by: {type: string, default: sales, choices: [sales, units], description: "What makes a product rank first."}
   limit: {type: integer, default: 20, minimum: 1, maximum: 500, description: "How many products."}
 ---*/
--- All stores: product_days. One store: the sales lines, which lie sorted by store. Only one branch has rows.
+-- Most of the time goes into grouping, so it groups as few rows as it can: whole months inside the period come from
+-- product_months, the days before and after them from product_days; one store's lines lie together in sales_lines. Names
+-- are looked up for the products that made it only.
 with lines as (
-    select product_id, department, units, sales_usd, list_usd
+    select product_id, units, sales_usd
+    from product_months
+    where
+        $store_id::integer is null
+        and month_start >= date_trunc('month', $from_date::date - 1) + interval 1 month
+        and month_start < date_trunc('month', $to_date::date + 1)
+        and ($department::varchar is null or department = $department::varchar)
+    union all
+    select product_id, units, sales_usd
     from product_days
     where
         $store_id::integer is null
         and business_date between $from_date::date and $to_date::date
+        and (
+            business_date < date_trunc('month', $from_date::date - 1) + interval 1 month
+            or business_date >= date_trunc('month', $to_date::date + 1)
+        )
         and ($department::varchar is null or department = $department::varchar)
     union all
-    select product_id, department, units, sales_usd, list_usd
+    select product_id, units, sales_usd
     from sales_lines
     where
         store_id = $store_id::integer
@@ -33,35 +47,31 @@ with lines as (
 totals as (
     select
         product_id,
-        any_value(department) as department,
-        sum(sales_usd) as sales_usd,
-        sum(list_usd) as list_usd,
-        sum(units) as units
+        sum(sales_usd)::double as sales_usd,
+        sum(units)::bigint as units
     from lines
     group by product_id
 ),
 
 top as (
-    select *
+    select product_id, sales_usd, units, case $sort_by::varchar when 'units' then units else sales_usd end as sort_value
     from totals
-    order by case when $sort_by::varchar = 'units' then units::decimal(38, 2) else sales_usd end desc nulls last, product_id
+    order by sort_value desc nulls last, product_id
     limit $limit::integer
 )
 
 select
-    (row_number() over (
-        order by case when $sort_by::varchar = 'units' then t.units::decimal(38, 2) else t.sales_usd end desc nulls last, t.product_id
-    ))::integer as rank,
+    (row_number() over (order by t.sort_value desc nulls last, t.product_id))::integer as rank,
     t.product_id,
     coalesce(p.product_type, 'UNKNOWN') as product_type,
     coalesce(p.product_category, 'UNKNOWN') as product_category,
-    t.department,
+    coalesce(p.department, 'UNKNOWN') as department,
     p.brand,
     p.package_size,
     p.manufacturer_id,
-    t.sales_usd::double as sales_usd,
-    t.units::bigint as units,
-    round(100 * (t.list_usd - t.sales_usd)::double / nullif(t.list_usd, 0)::double, 2) as discount_pct
+    t.sales_usd,
+    t.units,
+    round(t.sales_usd / nullif(t.units, 0), 2) as sales_per_unit_usd
 from top as t
 left join products as p on t.product_id = p.product_id
 order by rank
