@@ -4,8 +4,8 @@
     python alerts/render.py --check   write nothing, exit 1 when a file differs from what would be written
 
 Ratios are 0..1, times are seconds, windows are Prometheus durations. Series are named and labelled as sloth
-does, so dashboards made for sloth work. Two things differ on purpose: without traffic the error ratio is 0, not
-NaN; and long windows weigh requests, not minutes (they add up recorded 5m rates, cheaper than raw samples).
+does, so dashboards made for sloth work. Two things differ on purpose: without traffic the error ratio is 0,
+not NaN; and long windows weigh requests, not minutes (they add up recorded 5m rates, which is cheap).
 """
 
 from __future__ import annotations

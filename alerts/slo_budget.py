@@ -49,8 +49,8 @@ def objectives(spec: Spec) -> list[Objective]:
     le = f"~{bucket_matcher(spec['latency']['threshold_seconds'])}"
     in_time = rate.format(api(spec, "http_request_duration_seconds_bucket", le=le))
     counted = rate.format(api(spec, "http_requests_total"))
-    # rate() extrapolates each series by itself, so count minus bucket can come out a hair below zero. And without
-    # that bucket everything counts as slow: a histogram that cannot tell must not look healthy.
+    # rate() extrapolates each series by itself, so count minus bucket can come out a hair below zero. And
+    # without that bucket everything counts as slow: a histogram that cannot tell must not look healthy.
     slow = f"clamp_min(\n  {timed}\n  - ({in_time} or vector(0)),\n  0\n)"
     return [
         Objective(spec, "availability", counted, failed_rate(spec, "5m")),

@@ -79,7 +79,7 @@ def request_thresholds(spec: Spec) -> list[Rule]:
     traffic = f"and on() bi:api_requests:rate * {seconds(window)} >= {spec['minimum']['requests']}"
     failing = (
         "Too many API requests fail.",
-        f"{{{{ $value | humanizePercentage }}}} of the last {window}'s API requests failed (limit {error} %).",
+        f"{{{{ $value | humanizePercentage }}}} of API requests failed in {window} (limit {error} %).",
     )
     slow = (
         "The API answers slowly.",
@@ -102,7 +102,7 @@ def data_thresholds(spec: Spec) -> list[Rule]:
     rate, hold = spec["cache"]["hit_rate_percent"], spec["alerting"]["cache_for"]
     missing = (
         "The cache answers too few requests.",
-        f"{{{{ $value | humanizePercentage }}}} of the last {window}'s lookups were hits (objective {rate} %).",
+        f"{{{{ $value | humanizePercentage }}}} of lookups in {window} were hits (objective {rate} %).",
     )
     old = (
         "The data being served is too old.",
