@@ -1,8 +1,8 @@
 """Panels in Grafana's classic JSON model, from the short form that dashboards/source/*.yaml uses.
 
-An SLO number never stands in a dashboard: `limit` (upper bound) and `floor` (lower bound) are queries on the series that
-slo.yaml's rules record. On a time series the bound is drawn as a dashed line; a `limit` also becomes the panel's
-threshold through Grafana's "config from query results" transformation.
+An SLO number never stands in a dashboard: `limit` (upper bound) and `floor` (lower bound) are queries on the series
+that slo.yaml's rules record. On a time series the bound is drawn as a dashed line, on a stat a floor stands beside the
+value; a `limit` also becomes the panel's threshold through Grafana's "config from query results" transformation.
 """
 
 from __future__ import annotations
@@ -43,14 +43,18 @@ def panel(spec: Json, grid: dict[str, int], titles: dict[str, str]) -> Json:
 
 
 def panel_link(uid: str, title: str) -> Json:
+    """A link from a panel to the dashboard that explains it, keeping the time range."""
     return {"title": f"Dashboard {title}", "url": f"/d/{uid}?${{__url_time_range}}", "targetBlank": False}
 
 
 def targets(spec: Json, kind: str) -> list[Json]:
     """The panel's queries A, B, ...; then the bound as a line (time series) and as a threshold (limits)."""
-    made = [_target(ref, query, kind) for ref, query in zip(ascii_uppercase, spec["queries"], strict=False)]
+    made = [
+        _target(ref, {"min_step": spec.get("min_step", ""), **query}, kind)
+        for ref, query in zip(ascii_uppercase, spec["queries"], strict=False)
+    ]
     bound = spec.get("limit") or spec.get("floor")
-    if bound and kind == "timeseries":
+    if bound and (kind == "timeseries" or "floor" in spec):
         made.append(_target(LINE_REF, {"expr": bound, "legend": "objective"}, kind))
     if "limit" in spec:
         made.append(_target(LIMIT_REF, {"expr": bound, "legend": "threshold1"}, kind))
@@ -59,6 +63,8 @@ def targets(spec: Json, kind: str) -> list[Json]:
 
 def _target(ref: str, query: Json, kind: str) -> Json:
     instant = query.get("instant", kind in {"table", "bargauge"})
+    # Targets scraped less often than the data source's interval need a longer $__rate_interval.
+    step: Json = {"interval": query["min_step"]} if query.get("min_step") else {}
     return {
         "refId": ref,
         "datasource": DATASOURCE,
@@ -68,6 +74,7 @@ def _target(ref: str, query: Json, kind: str) -> Json:
         "format": query.get("format", {"table": "table", "heatmap": "heatmap"}.get(kind, "time_series")),
         "instant": instant,
         "range": not instant,
+        **step,
     }
 
 
@@ -85,9 +92,7 @@ def field_defaults(spec: Json, kind: str) -> Json:
     steps = spec.get("thresholds", [[neutral, None]])
     made: Json = {
         "unit": spec["unit"],
-        "color": {
-            "mode": spec.get("color", "thresholds" if kind in THRESHOLD_COLOURED else "palette-classic")
-        },
+        "color": {"mode": spec.get("color", "thresholds" if kind in THRESHOLD_COLOURED else "palette-classic")},
         "thresholds": {
             "mode": "absolute",
             "steps": [{"color": colour, "value": value} for colour, value in steps],
@@ -131,8 +136,11 @@ def overrides(spec: Json) -> list[Json]:
         }
         for entry in spec.get("overrides", [])
     ]
-    if ("limit" in spec or "floor" in spec) and spec.get("type", "timeseries") == "timeseries":
+    kind = spec.get("type", "timeseries")
+    if ("limit" in spec or "floor" in spec) and kind == "timeseries":
         made.append(OBJECTIVE_LINE)
+    elif "floor" in spec:
+        made.append(OBJECTIVE_VALUE)
     return made
 
 
@@ -146,6 +154,11 @@ def merged(base: Json, extra: Json) -> Json:
 
 
 THRESHOLD_COLOURED = {"stat", "gauge", "bargauge", "table", "state-timeline"}
+
+OBJECTIVE_VALUE: Json = {
+    "matcher": {"id": "byFrameRefID", "options": LINE_REF},
+    "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": "text"}}],
+}
 
 OBJECTIVE_LINE: Json = {
     "matcher": {"id": "byFrameRefID", "options": LINE_REF},

@@ -15,14 +15,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(
-    0, str(HERE)
-)  # run as a script, imported by tests: `panels` lies beside this file in both cases
+sys.path.insert(0, str(HERE))  # run as a script, imported by tests: `panels` lies beside this file in both cases
 
 from panels import DATASOURCE, Json, panel, row  # noqa: E402
 
@@ -62,7 +59,7 @@ def _expand_row(entry: Json) -> Json:
 
 def _expand_panel(spec: Json) -> Json:
     queries = [{**query, "expr": expand(query["expr"])} for query in spec["queries"]]
-    bounds = {key: expand(spec[key]) for key in ("limit", "floor") if key in spec}
+    bounds: Json = {key: expand(spec[key]) for key in ("limit", "floor") if key in spec}
     return {**spec, **bounds, "queries": queries}
 
 
@@ -124,7 +121,7 @@ def _query_variable(spec: Json) -> Json:
     }
 
 
-def annotations() -> Json:
+def event_marks() -> Json:
     """Alerts that fire and snapshot swaps, on every dashboard: they explain most steps in a curve."""
     firing = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'
     swaps = "sum by (instance) (increase(bi_snapshot_swaps_total[$__rate_interval])) > 0"
@@ -169,7 +166,7 @@ def dashboard(source: Json, titles: dict[str, str]) -> Json:
         "time": {"from": source.get("from", "now-1h"), "to": "now"},
         "timepicker": {"refresh_intervals": ["5s", "10s", "30s", "1m", "5m", "15m"]},
         "templating": {"list": variables(source)},
-        "annotations": annotations(),
+        "annotations": event_marks(),
         "links": [_dashboards_link(), *source.get("links", [])],
         "panels": place(source["rows"], titles),
     }
@@ -195,40 +192,36 @@ def render() -> dict[Path, str]:
     sources = {path.stem: load(path) for path in sorted((HERE / "source").glob("*.yaml"))}
     titles = {source["uid"]: source["title"] for source in sources.values()}
     return {
-        HERE / source["folder"] / f"{name}.json": _text(dashboard(source, titles))
-        for name, source in sources.items()
+        HERE / source["folder"] / f"{name}.json": _text(dashboard(source, titles)) for name, source in sources.items()
     }
 
 
-def _text(document: Any) -> str:
+def _text(document: Json) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def drifted() -> list[Path]:
     """JSON files that are missing, differ from their source, or have none."""
     wanted = render()
-    changed = [
-        path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
+    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     return sorted(changed + [path for path in HERE.glob("*/*.json") if path not in wanted])
 
 
 def main() -> int:
+    """Render, or with `--check` compare; returns the exit code."""
     parser = argparse.ArgumentParser(description="Render dashboards/source/*.yaml into Grafana's JSON.")
-    parser.add_argument(
-        "--check", action="store_true", help="only compare; exit 1 when a committed file differs"
-    )
+    parser.add_argument("--check", action="store_true", help="only compare; exit 1 when a committed file differs")
     if parser.parse_args().check:
         stale = drifted()
         for path in stale:
-            print(
-                f"{path.relative_to(HERE.parent)}: not what its source renders to; run dashboards/render.py"
+            sys.stdout.write(
+                f"{path.relative_to(HERE.parent)}: not what its source renders to; run dashboards/render.py\n"
             )
         return 1 if stale else 0
     for path, text in render().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        print(path.relative_to(HERE.parent))
+        sys.stdout.write(f"{path.relative_to(HERE.parent)}\n")
     return 0
 
 
