@@ -17,26 +17,26 @@ __between
 _CONDITIONAL = "coalesce if ifnull nullif greatest least typeof pg_typeof switch"
 
 _TEXT = """
-array_to_string ascii bar base64 bin bit_length char_length character_length chr concat concat_ws contains
-damerau_levenshtein editdist3 ends_with format format_bytes formatreadabledecimalsize formatreadablesize
-from_base64 from_binary from_hex hamming hex ilike_escape instr jaccard jaro_similarity
-jaro_winkler_similarity lcase left left_grapheme length length_grapheme levenshtein like_escape lower lpad
-ltrim md5 md5_number mismatches nfc_normalize not_ilike_escape not_like_escape octet_length ord overlay
-parse_dirname parse_dirpath parse_filename parse_formatted_bytes parse_path position prefix printf
-regexp_escape regexp_extract regexp_extract_all regexp_full_match regexp_matches regexp_replace
-regexp_split_to_array repeat replace reverse right right_grapheme rpad rtrim sha1 sha256 split split_part
-starts_with str_split str_split_regex string_split string_split_regex string_to_array strip_accents strlen
-strpos substr substring substring_grapheme suffix to_base to_base64 to_binary to_hex translate trim ucase
-unbin unhex unicode upper url_decode url_encode encode decode collate_noaccent regexp_split_to_table
+array_to_string ascii bar base64 bin bit_length char_length character_length chr collate_noaccent concat
+concat_ws contains damerau_levenshtein decode editdist3 encode ends_with format format_bytes
+formatreadabledecimalsize formatreadablesize from_base64 from_binary from_hex hamming hex ilike_escape instr
+jaccard jaro_similarity jaro_winkler_similarity lcase left left_grapheme length length_grapheme levenshtein
+like_escape lower lpad ltrim md5 md5_number mismatches nfc_normalize not_ilike_escape not_like_escape
+octet_length ord overlay parse_dirname parse_dirpath parse_filename parse_formatted_bytes parse_path
+position prefix printf regexp_escape regexp_extract regexp_extract_all regexp_full_match regexp_matches
+regexp_replace regexp_split_to_array regexp_split_to_table repeat replace reverse right right_grapheme rpad
+rtrim sha1 sha256 split split_part starts_with str_split str_split_regex string_split string_split_regex
+string_to_array strip_accents strlen strpos substr substring substring_grapheme suffix to_base to_base64
+to_binary to_hex translate trim ucase unbin unhex unicode upper url_decode url_encode
 """
 
 _NUMBERS = """
-abs acos acosh add asin asinh atan atan2 atanh bit_count cbrt ceil ceiling cos cosh cot degrees divide even
-exp factorial fdiv floor fmod gamma gcd get_bit greatest_common_divisor bit_position bitstring set_bit hash
-isfinite isinf isnan lcm least_common_multiple lgamma ln log log10 log2 mod multiply nextafter pi pow power
-radians random round round_even roundbankers sign signbit sin sinh sqrt subtract tan tanh trunc xor
-gen_random_uuid uuid uuidv4 uuidv7 uuid_extract_timestamp uuid_extract_version equi_width_bins
-is_histogram_other_bin
+abs acos acosh add asin asinh atan atan2 atanh binom bit_count bit_position bitstring cbrt ceil ceiling cos
+cosh cot degrees divide equi_width_bins even exp factorial fdiv floor fmod gamma gcd gen_random_uuid get_bit
+greatest_common_divisor hash is_histogram_other_bin isfinite isinf isnan lcm least_common_multiple lgamma ln
+log log10 log2 mod multiply nextafter pi pow power radians random round round_even roundbankers set_bit sign
+signbit sin sinh sqrt subtract tan tanh trunc uuid uuid_extract_timestamp uuid_extract_version uuidv4 uuidv7
+xor
 """
 
 _DATES = """
@@ -76,10 +76,11 @@ union_value unnest unpivot_list
 """
 
 _JSON = """
-array_to_json from_json from_json_strict json json_array json_array_length json_contains json_exists
-json_extract json_extract_path json_extract_path_text json_extract_string json_group_array json_group_object
-json_group_structure json_keys json_merge_patch json_object json_pretty json_quote json_structure
-json_transform json_transform_strict json_type json_valid json_value row_to_json to_json
+array_to_json from_json from_json_strict json json_array json_array_length json_contains json_deep_merge
+json_exists json_extract json_extract_path json_extract_path_text json_extract_string json_group_array
+json_group_object json_group_structure json_insert json_keys json_merge_patch json_merge_patch_diff
+json_normalize json_object json_pretty json_quote json_remove json_replace json_set json_strip_nulls
+json_structure json_transform json_transform_strict json_type json_valid json_value row_to_json to_json
 """
 
 _AGGREGATES = """
@@ -87,10 +88,10 @@ any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max a
 arg_max_nulls_last arg_min arg_min_null arg_min_nulls_last argmax argmin array_agg avg bit_and bit_or
 bit_xor bitstring_agg bool_and bool_or corr count count_if count_star countif covar_pop covar_samp entropy
 favg first fsum geomean geometric_mean group_concat histogram histogram_exact kahan_sum kurtosis
-kurtosis_pop last list listagg mad max max_by mean median min min_by mode product quantile quantile_cont
-quantile_disc regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy
-reservoir_quantile sem skewness stddev stddev_pop stddev_samp string_agg sum sum_no_overflow sumkahan
-var_pop var_samp variance wavg weighted_avg
+kurtosis_pop last list listagg lttb mad max max_by mean median min min_by mode product quantile
+quantile_cont quantile_disc regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx
+regr_sxy regr_syy reservoir_quantile sem skewness stddev stddev_pop stddev_samp string_agg sum
+sum_no_overflow sumkahan var_pop var_samp variance wavg weighted_avg
 """
 
 _WINDOWS = """
