@@ -10,10 +10,10 @@ description: >-
 -- smoothing: level form, choice of alpha and first level), 3.1 (calendar adjustments), 8.7 (prediction intervals),
 -- 5.8 and 5.10 (point forecast accuracy, rolling-origin cross-validation).
 --
--- Why this and not more. Sales peak in the week that holds a month's first days (in 2017: weeks 6, 10, 19, 28, 32, 41, 45).
--- On weeks 30 to 45, before the back-test window, the adjustment took the pooled one-step error from 7.1 % to 5.1 % of
--- sales (naive: 8.0 %); a damped trend on top did not help (5.2 %). One year of data holds no yearly season: Thanksgiving and Christmas
--- are not forecast, and the back-test, which holds both, shows what that costs.
+-- Why this and not more. Sales peak in the week that holds a month's first days (in 2017: weeks 6, 10, 19, 28, 32, 41,
+-- 45). On weeks 30 to 45, before the back-test window, the adjustment took the pooled one-step error from 7.1 % to 5.1 % of
+-- sales (naive: 8.0 %); a damped trend on top did not help (5.2 %). One year of data holds no yearly season: Thanksgiving
+-- and Christmas are not forecast, and the back-test, which holds both, shows what that costs.
 --
 -- No leakage: only weeks with in_backtest = false are read here. The first level is the mean of the first four weeks;
 -- errors count from the fifth. Squared error, not absolute: in a department with many zero weeks the absolute error is

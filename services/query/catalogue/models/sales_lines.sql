@@ -12,8 +12,8 @@ description: >-
 -- exact and independent of the order in which threads add up. list_usd is the value before the store's own discounts;
 -- sales_usd is what the store receives; a manufacturer's coupon (coupon_discount_usd) is paid for by the manufacturer.
 --
--- Units. FUEL and part of MISCELLANEOUS seem to count thousandths of a gallon in quantity (a fill averages 11,000 for
--- 25 USD), so their units are NULL: they would drown every sum of units. quantity keeps the original number.
+-- Units. The quantity of gasoline seems to be thousandths of a gallon (a fill averages 11,000 for 25 USD), so its units are
+-- NULL: they would drown every sum of units. quantity keeps the original number.
 --
 -- Sorted by store and product: a ranking of one store's products reads one stretch of the table, in group order.
 with stamped as (
@@ -46,10 +46,7 @@ select
     hour(l.local_timestamp)::tinyint as local_hour,
     l.week::smallint as week,
     l.quantity::integer as quantity,
-    case
-        when p.department = 'FUEL' or (p.department = 'MISCELLANEOUS' and l.quantity > 100) then null
-        else l.quantity::integer
-    end as units,
+    case when p.department = 'FUEL' or p.product_type like 'GASOLINE%' then null else l.quantity::integer end as units,
     l.sales_value::decimal(12, 2) as sales_usd,
     (l.sales_value + l.retail_disc + l.coupon_match_disc)::decimal(12, 2) as list_usd,
     l.retail_disc::decimal(12, 2) as loyalty_discount_usd,

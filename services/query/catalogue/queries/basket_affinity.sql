@@ -1,9 +1,10 @@
 /*---
 title: Basket affinity
 description: >-
-  Product categories bought together in one basket, over the whole data. support_pct: baskets with both, of all baskets;
-  confidence_pct: baskets with both, of those with category; lift: how many times more often than if the two were bought
-  independently of each other. Pairs seen in fewer than 50 baskets are not kept. An unknown category gives no rows.
+  Product categories bought together in one basket, over the whole data. support_pct: baskets with both, of all
+  baskets; confidence_pct: baskets with both, of those with category; lift: how many times more often than if the two were
+  bought independently of each other. Fuel, coupons and products without a category are left out, and pairs seen in fewer
+  than 50 baskets are not kept. An unknown category gives no rows.
 freshness: reports
 timeout_seconds: 5
 parameters:
