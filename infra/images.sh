@@ -141,7 +141,7 @@ resolve() { # resolve <VARIABLE> <image>: writes the override when the image is 
     echo "$variable=$found" >>"$OVERRIDES.new"
     say "ok: $found stands in for $image"
   elif [ "$target" = grafana ]; then
-    echo "BI_GRAFANA_REPLICAS=0" >>"$OVERRIDES.new"
+    printf 'BI_GRAFANA_REPLICAS=0\nBI_GRAFANA_PULL_POLICY=never\n' >>"$OVERRIDES.new"
     say "GRAFANA IS LEFT OUT: $image can be neither found nor pulled, and Debian has no package of it."
     say "Everything else works without it. To add it later: docker load or pull $image, then make images up."
   else
@@ -154,7 +154,7 @@ own_image() { # our own image, on the Python base that was found
   # shellcheck disable=SC2016  # compose's own syntax, matched as text
   image=$(sed -n 's/.*\${BI_QUERY_IMAGE:-\([^}]*\)}.*/\1/p' compose.yaml | head -n 1)
   [ -f services/query/Dockerfile ] || { say "services/query/Dockerfile is not there yet: skipped"; return 0; }
-  python=$(sed -n 's/^BI_PYTHON_IMAGE=//p' "$OVERRIDES.new")
+  python=$(sed -n 's/^BI_PYTHON_IMAGE=//p' "$OVERRIDES")
   say "building $image"
   build "$image" ${python:+--build-arg "PYTHON_IMAGE=$python"} services/query
   say "ok: $image ($(docker image inspect --format '{{.Size}}' "$image" | awk '{ printf "%.0f MB", $1 / 1e6 }'))"
@@ -173,8 +173,8 @@ main() {
   printf '# Written by make images: what is used here instead of the images compose.yaml names.\n' >"$OVERRIDES.new"
   host_settings
   while read -r variable image; do resolve "$variable" "$image"; done < <(wanted)
-  own_image
   mv "$OVERRIDES.new" "$OVERRIDES"
+  own_image
 }
 
 main "$@"
