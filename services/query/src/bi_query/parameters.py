@@ -48,7 +48,7 @@ class Parameter:
         """Build from front matter; raise ValueError saying what is wrong with the declaration."""
         if unknown := set(declaration) - _KEYS:
             raise ValueError(f"unknown keys {sorted(unknown)}; known are {sorted(_KEYS)}")
-        kind = declaration.get("type")
+        kind: Any = declaration.get("type")
         if kind not in get_args(ParameterType):
             raise ValueError(f"type must be one of {', '.join(get_args(ParameterType))}, not {kind!r}")
         if kind in ("integer", "number", "date") and not {"minimum", "maximum"} <= set(declaration):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import orjson
@@ -128,7 +129,9 @@ def _build(
     spill = path.with_name(f".{snapshot_id}.spill")
     for leftover in path.parent.glob(".*.building*"):
         leftover.unlink()
-    config = {"memory_limit": f"{settings.effective_engine_memory_bytes}B", "temp_directory": str(spill)}
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{settings.effective_engine_memory_bytes}B", "temp_directory": str(spill),
+    }
     seen = unchanged_since(sources)
     try:
         with duckdb.connect(str(building), config=config) as connection:
@@ -257,7 +260,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _bar(what: str, total: int, unit: str, enabled: bool) -> tqdm[None]:
+def _bar(what: str, total: int, unit: str, enabled: bool) -> tqdm[Any]:
     return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=not enabled, mininterval=0.5)
 
 

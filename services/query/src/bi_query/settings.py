@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
+from limits import parse_many
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -81,8 +82,6 @@ class Settings(BaseSettings):
     @field_validator("rate_limit", "rate_limit_routes")
     @classmethod
     def _limits_parse(cls, value: str | dict[str, str]) -> str | dict[str, str]:
-        from limits import parse_many
-
         for text in [value] if isinstance(value, str) else value.values():
             try:
                 parse_many(text)

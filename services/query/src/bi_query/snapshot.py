@@ -178,7 +178,6 @@ def _connect(path: Path, spill_folder: Path, settings: Settings) -> duckdb.DuckD
         "memory_limit": f"{settings.effective_engine_memory_bytes}B",
         "temp_directory": str(spill_folder),
         "max_temp_directory_size": f"{settings.spill_max_bytes}B",
-        "enable_external_access": "false",
         "autoload_known_extensions": "false",
         "autoinstall_known_extensions": "false",
         "allow_community_extensions": "false",
@@ -188,6 +187,9 @@ def _connect(path: Path, spill_folder: Path, settings: Settings) -> duckdb.DuckD
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         # Backstop behind the engine's own time-out, should an interrupt ever be lost.
         connection.execute(f"SET GLOBAL max_execution_time = {int(settings.query_timeout_seconds * 1000) + 2000}")
+        connection.execute("SET GLOBAL errors_as_json = true")
+        # Not in the configuration above: there it would forbid the temp_directory beside it.
+        connection.execute("SET GLOBAL enable_external_access = false")
         connection.execute("SET GLOBAL lock_configuration = true")
     except BaseException:
         connection.close()

@@ -1,0 +1,130 @@
+"""Wiring and lifespan, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import duckdb
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import __version__, api, openapi
+from .cache import Cache
+from .catalogue import Catalogue
+from .engine import Engine
+from .errors import MethodNotAllowed, NotFound, ProblemError
+from .faults import FaultInjection
+from .metrics import Metrics
+from .query_service import QueryService
+from .rate_limit import ClientLimiter
+from .settings import Settings
+from .snapshot import SnapshotStore
+from .telemetry import Telemetry, send_problem
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
+    """The service as an ASGI application. Opens nothing before its lifespan starts."""
+    metrics = Metrics(version=__version__, duckdb_version=duckdb.__version__)
+    app = FastAPI(lifespan=_lifespan(settings, catalogue, metrics), openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(HTTPException, _framework_refusal)
+    _add_documents(app, catalogue)
+    metrics.prepare(
+        catalogue.queries, [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
+    )
+    inner: ASGIApp = FaultInjection(app) if settings.fault_injection else app
+    return Telemetry(inner, settings=settings, metrics=metrics, endpoint_of=api.endpoint_of)
+
+
+def _lifespan(settings: Settings, catalogue: Catalogue, metrics: Metrics) -> Callable[[FastAPI], Any]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store, cache, engine = SnapshotStore(settings, metrics), Cache(settings, metrics), Engine(settings, metrics)
+        limiter = ClientLimiter(settings, metrics)
+        service = QueryService(catalogue, store, cache, engine, metrics)
+        _add_routes(app, api.Api(api.Rooms(settings, metrics, store, cache, limiter, service)))
+        await store.refresh()
+        cache.start()
+        tasks = [asyncio.create_task(store.watch())]
+        if settings.redis_url:
+            tasks.append(asyncio.create_task(limiter.share()))
+        try:
+            yield
+        finally:
+            await engine.close(settings.shutdown_grace_seconds)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await cache.close()
+            service.close()
+            store.close()
+
+    return lifespan
+
+
+def _add_routes(app: FastAPI, handlers: api.Api) -> None:
+    # Plain Starlette routes: the handlers read their own parameters (declared in the catalogue, not in Python), so
+    # FastAPI's per-request dependency solving would be paid for nothing on the hot path.
+    routes: list[tuple[str, Handler, str]] = [
+        (api.QUERY, handlers.named_query, "GET"),
+        (api.AD_HOC_QUERY, handlers.ad_hoc, "POST"),
+        (api.QUERIES, handlers.queries, "GET"),
+        (api.TABLES, handlers.tables, "GET"),
+        (api.CACHE, handlers.invalidate, "DELETE"),
+        (api.LIVE, handlers.live, "GET"),
+        (api.READY, handlers.ready, "GET"),
+        (api.METRICS, handlers.metrics, "GET"),
+    ]
+    for path, handler, method in routes:
+        app.add_route(path, handler, methods=[method], include_in_schema=False)
+
+
+def _add_documents(app: FastAPI, catalogue: Catalogue) -> None:
+    document = openapi.document(catalogue.queries.values())
+
+    async def schema(_: Request) -> Response:
+        return JSONResponse(document)
+
+    async def docs(_: Request) -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url=api.OPENAPI, title="BI Solution query API")
+
+    app.add_route(api.OPENAPI, schema, methods=["GET"], include_in_schema=False)
+    app.add_route(api.DOCS, docs, methods=["GET"], include_in_schema=False)
+
+
+class _ProblemResponse(Response):
+    """Sends a problem, with the quota headers of a request that got as far as being counted."""
+
+    def __init__(self, problem: ProblemError, *extra: tuple[bytes, bytes]) -> None:
+        super().__init__(status_code=problem.status)
+        self._problem, self._extra = problem, extra
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        state["log"]["code"] = self._problem.code
+        quota = state.get("quota")
+        await send_problem(self._problem, state["request_id"], send, *self._extra, *(quota.headers() if quota else ()))
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ProblemError) or error.status == 499:
+        raise error
+    return _ProblemResponse(error)
+
+
+async def _framework_refusal(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405 in our error shape."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        problem: ProblemError = MethodNotAllowed("method_not_allowed", f"this route answers {allow}")
+        return _ProblemResponse(problem, (b"allow", allow.encode()))
+    return _ProblemResponse(NotFound("not_found", "no such route; GET /docs lists the API"))

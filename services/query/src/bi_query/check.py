@@ -1,0 +1,54 @@
+"""`bi-query check`: does every named query run on the snapshot, with its defaults and its examples?"""
+
+from __future__ import annotations
+
+from .catalogue import Catalogue, NamedQuery, Problem
+from .engine import Engine, Job
+from .errors import BiQueryError
+from .metrics import Metrics
+from .parameters import Value
+from .settings import Settings
+from .snapshot import Snapshot, SnapshotStore
+
+
+async def check_queries(settings: Settings, catalogue: Catalogue) -> list[Problem]:
+    """Run each query of the catalogue; what failed, with file and line."""
+    metrics = Metrics()
+    store, engine = SnapshotStore(settings, metrics), Engine(settings, metrics)
+    try:
+        await store.refresh()
+        snapshot = store.current
+        return [
+            problem
+            for query in catalogue.queries.values()
+            for values in _bindings(query)
+            if (problem := await _run(engine, snapshot, query, values)) is not None
+        ]
+    finally:
+        await engine.close(0)
+        store.close()
+
+
+async def _run(engine: Engine, snapshot: Snapshot, query: NamedQuery, values: dict[str, Value]) -> Problem | None:
+    try:
+        await engine.run(snapshot, Job(query.name, query.sql, values, "json", query.timeout_seconds))
+    except BiQueryError as error:
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        return Problem(query.path, query.sql_line, f"{error} (with {given or 'no parameters'})")
+    return None
+
+
+def _bindings(query: NamedQuery) -> list[dict[str, Value]]:
+    """One binding of defaults (examples or bounds where there is none), and one per example."""
+    base: dict[str, Value] = {}
+    for parameter in query.parameters.values():
+        if not parameter.required:
+            base[parameter.name] = parameter.default
+        elif parameter.examples:
+            base[parameter.name] = parameter.examples[0]
+        else:
+            base[parameter.name] = parameter.minimum if parameter.minimum is not None else (*parameter.choices, "x")[0]
+    bindings = [base]
+    for parameter in query.parameters.values():
+        bindings += [{**base, parameter.name: example} for example in parameter.examples]
+    return bindings

@@ -1,0 +1,176 @@
+"""`bi-query publish | serve | check`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from . import __version__
+from .app import create_app
+from .catalogue import Catalogue, CatalogueError, load_catalogue
+from .check import check_queries
+from .errors import BiQueryError
+from .publish import Published, publish
+from .settings import Settings, load_settings
+from .snapshot import read_pointer
+from .sources import demo_data_dir
+from .telemetry import configure_logging
+
+_EXIT_FAILED = 1
+_EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 1 failed with a message, 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = load_settings()
+        code: int = arguments.run(settings, arguments)
+    except CatalogueError as error:
+        print(f"bi-query: the catalogue has {len(error.problems)} problem(s):\n{error}", file=sys.stderr)
+        return _EXIT_FAILED
+    except BiQueryError as error:
+        print(f"bi-query: {error}", file=sys.stderr)
+        return _EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bi-query", description="Governed, cached SQL over HTTP on Parquet files.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    publishing = commands.add_parser(
+        "publish", help="Parquet -> models -> one immutable snapshot; then move the pointer"
+    )
+    publishing.add_argument("--quiet", action="store_true", help="no progress bars")
+    publishing.set_defaults(run=_publish)
+    serving = commands.add_parser("serve", help="answer queries over HTTP on the current snapshot")
+    serving.set_defaults(run=_serve)
+    checking = commands.add_parser("check", help="validate the catalogue; run each named query on the snapshot")
+    checking.add_argument("--no-run", action="store_true", help="do not run the queries")
+    checking.set_defaults(run=_check)
+    return parser
+
+
+def catalogue_dir(settings: Settings) -> Path | None:
+    """The catalogue in use: the one set; else the demo's for the demo data; else none (your data, no named queries)."""
+    if settings.catalogue_dir is not None:
+        return settings.catalogue_dir
+    return None if settings.data_dir is not None else demo_catalogue_dir()
+
+
+def demo_catalogue_dir() -> Path:
+    """The demo's catalogue: inside the installed package, or beside the source in a checkout."""
+    packaged = Path(__file__).parent / "demo_catalogue"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "catalogue"
+
+
+def _publish(settings: Settings, arguments: argparse.Namespace) -> int:
+    data_dir = settings.data_dir or demo_data_dir()
+    catalogue = load_catalogue(catalogue_dir(settings))
+    print(f"publishing {data_dir} ({len(catalogue.models)} models) into {settings.snapshot_dir}", flush=True)
+    result = publish(settings, data_dir, catalogue, progress=not arguments.quiet)
+    print(summary(result))
+    return 0
+
+
+def summary(result: Published) -> str:
+    """The outcome for people: a line a table, then totals."""
+    if not result.changed:
+        return f"nothing changed: snapshot {result.snapshot_id} is already published ({result.seconds:.1f} s)"
+    width = max(map(len, result.relations))
+    lines = [
+        f"  {name:<{width}}  {relation['rows']:>12,} rows  {len(relation['columns']):>3} columns  {relation['kind']}"  # type: ignore[arg-type]
+        for name, relation in result.relations.items()
+    ]
+    rows = sum(int(relation["rows"]) for relation in result.relations.values())  # type: ignore[call-overload]
+    total = f"{len(result.relations)} tables, {rows:,} rows, {result.file_bytes:,} bytes, {result.seconds:.1f} s"
+    return "\n".join([*lines, f"published snapshot {result.snapshot_id}: {total}"])
+
+
+def _check(settings: Settings, arguments: argparse.Namespace) -> int:
+    folder = catalogue_dir(settings)
+    catalogue = load_catalogue(folder)
+    if arguments.no_run:
+        problems = []
+    elif read_pointer(settings.snapshot_dir) is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            scratch_settings = settings.model_copy(update={"snapshot_dir": Path(scratch)})
+            print("no snapshot yet: publishing into a scratch folder to run the queries on", flush=True)
+            publish(scratch_settings, settings.data_dir or demo_data_dir(), catalogue, progress=False)
+            problems = asyncio.run(check_queries(scratch_settings, catalogue))
+    else:
+        problems = asyncio.run(check_queries(settings, catalogue))
+    for problem in problems:
+        print(problem)
+    if problems:
+        return _EXIT_FAILED
+    print(f"{folder or 'no catalogue'}: {len(catalogue.models)} models and {len(catalogue.queries)} queries are fine")
+    return 0
+
+
+def _serve(settings: Settings, _: argparse.Namespace) -> int:
+    configure_logging(settings.log_level)
+    catalogue = load_catalogue(catalogue_dir(settings))
+    if read_pointer(settings.snapshot_dir) is None:
+        raise BiQueryError(f"nothing is published in {settings.snapshot_dir} yet; run `bi-query publish` first")
+    server = _Server(
+        uvicorn.Config(
+            create_app(settings, catalogue),
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
+        ),
+        catalogue,
+    )
+    server.run()
+    return 0 if server.started else _EXIT_FAILED
+
+
+class _Server(uvicorn.Server):
+    """Says, once it listens, where to look and what to type."""
+
+    def __init__(self, config: uvicorn.Config, catalogue: Catalogue) -> None:
+        super().__init__(config)
+        self._catalogue = catalogue
+        self._created = time.perf_counter()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then print the addresses."""
+        await super().startup(sockets)
+        if not self.started or not self.servers:
+            return
+        port = self.servers[0].sockets[0].getsockname()[1]
+        host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host  # noqa: S104 - compared only
+        base = f"http://{host}:{port}"
+        example = (
+            "/api/v1/queries/top_products?limit=3" if "top_products" in self._catalogue.queries else "/api/v1/tables"
+        )
+        print(
+            f"ready in {time.perf_counter() - self._created:.1f} s\n"
+            f"  API docs   {base}/docs\n  queries    {base}/api/v1/queries\n  tables     {base}/api/v1/tables\n"
+            f"  metrics    {base}/metrics\ntry:\n  curl '{base}{example}'",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The engine: DuckDB behind an admission queue, with time-outs and cancellations that really stop the query.
+
+At most `max_connections` queries are admitted; of these `max_running_queries` execute, each on a thread of its own, and
+the others wait at most `queue_timeout_seconds`. What does not fit is refused with 503 and `Retry-After`. Nothing here
+blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import duckdb
+import orjson
+
+from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout, SqlRefused
+from .formats import PROBE_PREFIX, Encoded, Format, Limits, Plan, encode, make_plan
+from .metrics import AD_HOC, Metrics
+from .settings import Settings
+from .snapshot import Snapshot
+
+_INTERRUPT_AGAIN_SECONDS = 0.01
+_MAX_PLANS = 4096
+
+Stop = Literal["timeout", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own."""
+
+    query: str
+    sql: str
+    params: Mapping[str, object]
+    fmt: Format
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An encoded result and where its time went, in seconds (encoding: `encoded.encode_seconds`)."""
+
+    encoded: Encoded
+    queue_seconds: float
+    engine_seconds: float
+
+
+class _Call:
+    """One execution in a worker thread, and the handle that stops it from the event loop."""
+
+    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: _Plans) -> None:
+        self._snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._stopped = False
+        self.prefix_bytes = len(PROBE_PREFIX)
+
+    def __call__(self) -> tuple[Encoded, float]:
+        cursor = self._cursor = self._snapshot.take_cursor()
+        try:
+            if self._stopped:
+                raise duckdb.InterruptException("stopped before it started")
+            job = self._job
+            started = time.perf_counter()
+            plan = self._plans.get(self._snapshot, cursor, job)
+            self.prefix_bytes = plan.prefix_bytes
+            encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
+            ended = time.perf_counter()
+        except BaseException:
+            cursor.close()
+            raise
+        if self._stopped:  # a late interrupt may still be on its way to this cursor
+            cursor.close()
+        else:
+            self._snapshot.give_back(cursor)
+        return encoded, ended - started
+
+    def interrupt(self) -> None:
+        """Stop the query. An interrupt sent before execution starts is lost (duckdb-rs#860): call until it has ended."""
+        self._stopped = True
+        cursor = self._cursor
+        if cursor is not None:
+            try:
+                cursor.interrupt()
+            except duckdb.Error:  # the thread closed its cursor just now
+                return
+
+
+class _Plans:
+    """Remembered plans: the casts a SELECT needs are worked out once per snapshot, format and parameter types."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+
+    def get(self, snapshot: Snapshot, cursor: duckdb.DuckDBPyConnection, job: Job) -> Plan:
+        types = tuple((name, type(value).__name__) for name, value in sorted(job.params.items()))
+        key = (snapshot.id, job.sql, job.fmt, types)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = make_plan(cursor, job.sql, job.params, job.fmt)
+            self._plans[key] = plan
+            while len(self._plans) > _MAX_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+
+class Engine:
+    """Runs jobs on snapshots within the admission limits."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._max_admitted = max(settings.max_connections, settings.max_running_queries)
+        self._queue_timeout_seconds = settings.queue_timeout_seconds
+        self._query_timeout_seconds = settings.query_timeout_seconds
+        self._limits = Limits(settings.max_result_rows, settings.max_result_bytes)
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(settings.max_running_queries)
+        self._threads = ThreadPoolExecutor(settings.max_running_queries, thread_name_prefix="query")
+        self._plans = _Plans()
+        self._admitted = 0
+        self._closing = False
+        self._owners: set[asyncio.Task[Answer]] = set()
+        metrics.engine_max_running.set(settings.max_running_queries)
+        metrics.engine_max_connections.set(self._max_admitted)
+
+    async def run(self, snapshot: Snapshot, job: Job) -> Answer:
+        """Execute `job`. Cancelling the caller stops the query.
+
+        Raises `Overloaded`, `QueryTimeout`, `SqlRefused`, or `ProblemError` (500) for a broken named query.
+        """
+        if self._closing:
+            raise self._refusal("shutdown", "the service is stopping; try another replica")
+        if self._admitted >= self._max_admitted:
+            raise self._refusal("queue_full", f"{self._admitted} queries are already admitted; try again shortly")
+        self._admitted += 1
+        stop = asyncio.Event()
+        owner = asyncio.create_task(self._own(snapshot, job, stop))
+        self._owners.add(owner)
+        owner.add_done_callback(self._owners.discard)
+        try:
+            return await asyncio.shield(owner)
+        except asyncio.CancelledError:
+            stop.set()
+            # The owner ends by itself once the thread is free; nobody is left to read its error.
+            owner.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise
+
+    async def _own(self, snapshot: Snapshot, job: Job, stop: asyncio.Event) -> Answer:
+        """Hold the slot, the lease and the thread until the query has really ended, whoever still waits for it."""
+        try:
+            with snapshot.lease():
+                queued_at = time.perf_counter()
+                await self._wait_for_slot(stop)
+                queue_seconds = time.perf_counter() - queued_at
+                self._metrics.engine_wait.observe(queue_seconds)
+                try:
+                    return await self._execute(snapshot, job, stop, queue_seconds)
+                finally:
+                    self._slots.release()
+        finally:
+            self._admitted -= 1
+
+    async def _wait_for_slot(self, stop: asyncio.Event) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()
+            return
+        self._metrics.engine_waiting.inc()
+        acquiring = asyncio.ensure_future(self._slots.acquire())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait(
+                {acquiring, stopping}, timeout=self._queue_timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not acquiring.done():
+                if stop.is_set():
+                    raise QueryCancelled("client_closed_request", "the client went away while its query waited")
+                raise self._refusal("queue_timeout", f"no core came free within {self._queue_timeout_seconds:g} s")
+            if stop.is_set():
+                self._slots.release()
+                raise QueryCancelled("client_closed_request", "the client went away while its query waited")
+        finally:
+            self._metrics.engine_waiting.dec()
+            stopping.cancel()
+            if not acquiring.done():
+                acquiring.cancel()
+
+    async def _execute(self, snapshot: Snapshot, job: Job, stop: asyncio.Event, queue_seconds: float) -> Answer:
+        call = _Call(snapshot, job, self._limits, self._plans)
+        timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
+        started = time.perf_counter()
+        self._metrics.engine_running.inc()
+        thread = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        stopping = asyncio.ensure_future(stop.wait())
+        stopped: Stop | None = None
+        try:
+            waited: set[asyncio.Future[Any]] = {thread, stopping}
+            await asyncio.wait(waited, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not thread.done():
+                stopped = "cancelled" if stop.is_set() else "timeout"
+                while not thread.done():
+                    call.interrupt()
+                    await asyncio.wait({thread}, timeout=_INTERRUPT_AGAIN_SECONDS)
+            encoded, total_seconds = thread.result()
+        except Exception as error:
+            raise self._failure(error, job, stopped, timeout_seconds, call.prefix_bytes) from error
+        finally:
+            stopping.cancel()
+            self._metrics.engine_running.dec()
+            self._metrics.engine_execution.labels(job.query).observe(time.perf_counter() - started)
+        self._count(job, encoded)
+        return Answer(encoded, queue_seconds, total_seconds - encoded.encode_seconds)
+
+    def _count(self, job: Job, encoded: Encoded) -> None:
+        self._metrics.engine_queries.labels(job.query, "ok").inc()
+        self._metrics.engine_rows.labels(job.query).inc(encoded.row_count)
+        self._metrics.engine_result_bytes.labels(job.fmt).inc(len(encoded.body))
+        if encoded.truncated:
+            self._metrics.engine_truncated.labels(job.query).inc()
+
+    def _refusal(self, reason: str, text: str) -> Overloaded:
+        self._metrics.engine_rejections.labels(reason).inc()
+        return Overloaded(reason, text, retry_after_seconds=1 if reason == "shutdown" else 2)
+
+    def _failure(
+        self, error: Exception, job: Job, stopped: Stop | None, timeout_seconds: float, prefix_bytes: int
+    ) -> BiQueryError:
+        interrupted = isinstance(error, duckdb.InterruptException)
+        if interrupted and stopped is None:
+            stopped = "timeout"  # the engine's own backstop, max_execution_time
+        self._metrics.engine_queries.labels(job.query, stopped or "error").inc()
+        if stopped == "cancelled":
+            return QueryCancelled("client_closed_request", "the client went away and its query was stopped")
+        if stopped == "timeout":
+            text = f"the query ran longer than {timeout_seconds:g} s and was stopped; narrow it or aggregate more"
+            return QueryTimeout("query_timeout", text)
+        return error if isinstance(error, BiQueryError) else translate(error, job, prefix_bytes)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Admit nothing more, give running queries `grace_seconds`, then let the threads go."""
+        self._closing = True
+        if self._owners:
+            await asyncio.wait(set(self._owners), timeout=grace_seconds)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def translate(error: Exception, job: Job, prefix_bytes: int = 0) -> BiQueryError:
+    """What DuckDB raised, as the refusal a client should see: 422 for SQL it sent, 500 for a broken named query.
+
+    `prefix_bytes` is how much of the executed text stood before the client's own.
+    """
+    message, position_bytes = _message(error)
+    if isinstance(error, (duckdb.OutOfMemoryException, MemoryError)):
+        return SqlRefused("query_too_large", f"the query needs more memory than it may have: {message.splitlines()[0]}")
+    if isinstance(error, duckdb.Error) and not isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
+        if job.query == AD_HOC:
+            return SqlRefused("sql_error", message, position=_characters(job.sql, position_bytes, prefix_bytes))
+        return ProblemError(
+            "query_failed", f"named query '{job.query}' failed on this snapshot: {message.splitlines()[0]}"
+        )
+    return ProblemError("engine_failure", f"the engine failed on this query: {type(error).__name__}")
+
+
+def _message(error: Exception) -> tuple[str, int | None]:
+    """DuckDB's own message and its byte position; snapshots are opened with `errors_as_json`."""
+    text = str(error).strip() or type(error).__name__
+    start = text.find("{")
+    if start >= 0:
+        try:
+            document = orjson.loads(text[start:])
+            position = document.get("position")
+            message = f"{document['exception_type']} Error: {document['exception_message']}".strip()
+            return message, None if position is None else int(position)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+    return text, None
+
+
+def _characters(sql: str, position_bytes: int | None, prefix_bytes: int) -> int | None:
+    if position_bytes is None:
+        return None
+    data = sql.encode()
+    offset = position_bytes - prefix_bytes
+    return len(data[:offset].decode(errors="ignore")) if 0 <= offset <= len(data) else None

@@ -1,0 +1,131 @@
+"""What the cache stores: keys that say everything an answer depends on, and entries that survive a hostile store.
+
+An entry's wire form is `magic | crc32 | header length | header (JSON) | body (zstd when that helps)`. It is never pickled,
+and anything that does not check out, for whatever reason, decodes to `CorruptEntry`, not to an answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+import zstandard
+
+from .formats import Format
+
+_MAGIC = b"BIQ1"
+_HEAD = struct.Struct(">4sII")
+_COMPRESS_FROM_BYTES = 4096
+_MAX_BODY_BYTES = 1 << 30
+_MAX_LABEL_CHARS = 400
+OVERHEAD_BYTES = 1024
+"""What one entry costs the memory tier beside its body: key, header, dictionary slot (measured, rounded up)."""
+
+
+class CorruptEntry(Exception):
+    """Bytes from the store that are not an entry of this key."""
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Identity of an answer. `label` (`query/params/format`) is what invalidation patterns match."""
+
+    snapshot: str
+    scope: str
+    query: str
+    params: str
+    fmt: Format
+    digest: str
+    label: str = field(init=False)
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        params = self.params
+        if len(params) > _MAX_LABEL_CHARS:
+            params = "sha-" + base64.b32encode(blake2b(params.encode(), digest_size=20).digest()).decode().lower()
+        object.__setattr__(self, "label", f"{self.query}/{params}/{self.fmt}")
+        object.__setattr__(self, "text", f"{self.snapshot}:{self.scope}:{self.digest}:{self.label}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cached answer. Times are seconds since the epoch; `body` may be compressed, `raw()` never is."""
+
+    query: str
+    label: str
+    created_at: float
+    fresh_until: float
+    stale_until: float
+    etag: str
+    row_count: int
+    truncated: bool
+    engine_seconds: float
+    compressed: bool
+    body: bytes
+
+    @property
+    def cost_bytes(self) -> int:
+        """What the entry takes of a tier's budget."""
+        return len(self.body) + OVERHEAD_BYTES
+
+    def raw(self) -> bytes:
+        """The answer's bytes. Raises `CorruptEntry`."""
+        if not self.compressed:
+            return self.body
+        try:
+            return zstandard.ZstdDecompressor().decompress(self.body, max_output_size=_MAX_BODY_BYTES)
+        except zstandard.ZstdError as error:
+            raise CorruptEntry("body does not decompress") from error
+
+    def dump(self, key: CacheKey) -> bytes:
+        """The wire form, bound to `key`."""
+        header = orjson.dumps(
+            {
+                "key": key.text,
+                "query": self.query,
+                "label": self.label,
+                "created_at": self.created_at,
+                "fresh_until": self.fresh_until,
+                "stale_until": self.stale_until,
+                "etag": self.etag,
+                "row_count": self.row_count,
+                "truncated": self.truncated,
+                "engine_seconds": self.engine_seconds,
+                "compressed": self.compressed,
+            }
+        )
+        rest = header + self.body
+        return _HEAD.pack(_MAGIC, zlib.crc32(rest), len(header)) + rest
+
+    @classmethod
+    def load(cls, key: CacheKey, data: bytes) -> Entry:
+        """Inverse of `dump`. Raises `CorruptEntry` for anything else than what was stored under `key`."""
+        try:
+            magic, checksum, header_length = _HEAD.unpack_from(data)
+            rest = data[_HEAD.size :]
+            if magic != _MAGIC or zlib.crc32(rest) != checksum:
+                raise CorruptEntry("bad magic or checksum")
+            header: dict[str, Any] = orjson.loads(rest[:header_length])
+            if header.pop("key") != key.text:
+                raise CorruptEntry("stored under another key")
+            return cls(**header, body=rest[header_length:])
+        except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptEntry(str(error)) from error
+
+
+def make_etag(body: bytes) -> str:
+    """A strong entity tag: equal bytes, equal tag, on every replica."""
+    return '"' + blake2b(body, digest_size=12).hexdigest() + '"'
+
+
+def compress(body: bytes) -> tuple[bytes, bool]:
+    """The body as stored, and whether it is compressed."""
+    if len(body) < _COMPRESS_FROM_BYTES:
+        return body, False
+    smaller = zstandard.ZstdCompressor(level=3).compress(body)
+    return (smaller, True) if len(smaller) < len(body) else (body, False)

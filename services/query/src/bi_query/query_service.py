@@ -1,0 +1,147 @@
+"""What is asked, answered: named query or guarded SQL -> cache -> engine -> encoded result. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import orjson
+
+from .cache import Cache, Served
+from .catalogue import Catalogue, Freshness, NamedQuery
+from .engine import Answer, Engine, Job
+from .entries import CacheKey
+from .errors import BadRequest, NotFound, SqlRefused
+from .formats import Format
+from .metrics import AD_HOC, Metrics
+from .parameters import bind, canonical_text
+from .snapshot import Snapshot, SnapshotStore
+from .sql_guard import GuardedSql, SqlGuard
+
+_REMEMBERED_SQL = 2048
+_REMEMBERED_SQL_CHARS = 4096
+_REMEMBERED_BINDINGS = 8192
+
+
+@dataclass(frozen=True)
+class Result:
+    """A served answer, with the snapshot it is of and the freshness it is under."""
+
+    served: Served
+    snapshot_id: str
+    query: str
+    fmt: Format
+    freshness: Freshness
+
+
+@dataclass(frozen=True)
+class _Bound:
+    query: NamedQuery
+    values: Mapping[str, object]
+    text: str
+
+
+class QueryService:
+    """Answers named queries and ad-hoc SQL on the current snapshot."""
+
+    def __init__(
+        self, catalogue: Catalogue, store: SnapshotStore, cache: Cache, engine: Engine, metrics: Metrics
+    ) -> None:
+        self.catalogue = catalogue
+        self._store = store
+        self._cache = cache
+        self._engine = engine
+        self._metrics = metrics
+        self._bindings: OrderedDict[tuple[str, str], _Bound] = OrderedDict()
+        self._guarded: OrderedDict[tuple[str, str], GuardedSql] = OrderedDict()
+        self._guard: tuple[str, SqlGuard] | None = None
+        # Parsing is DuckDB's work too: it must not hold up the event loop, nor queue behind queries.
+        self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="guard")
+
+    def query(self, name: str) -> NamedQuery:
+        """The named query. Raises `NotFound`."""
+        try:
+            return self.catalogue.queries[name]
+        except KeyError:
+            raise NotFound("unknown_query", f"no query named {name[:80]!r}; GET /api/v1/queries lists them") from None
+
+    def bind(self, name: str, arguments_text: str, pairs: Iterable[tuple[str, str]]) -> _Bound:
+        """Validated parameters of a named query; `arguments_text` is the raw form of `pairs`, remembered."""
+        memo = (name, arguments_text)
+        bound = self._bindings.get(memo)
+        if bound is None:
+            query = self.query(name)
+            values = bind(query.parameters, pairs)
+            bound = _Bound(query, values, canonical_text(values))
+            self._bindings[memo] = bound
+            if len(self._bindings) > _REMEMBERED_BINDINGS:
+                self._bindings.popitem(last=False)
+        return bound
+
+    def named_if_fresh(self, bound: _Bound, fmt: Format, scope: str) -> Result | None:
+        """The answer, if this process holds a fresh one. Never waits."""
+        snapshot = self._store.current
+        entry = self._cache.fresh_in_memory(self._named_key(snapshot, bound, fmt, scope))
+        if entry is None:
+            return None
+        served = Served(entry, "hit", "memory")
+        return Result(served, snapshot.id, bound.query.name, fmt, bound.query.freshness)
+
+    async def named(self, bound: _Bound, fmt: Format, scope: str, *, bypass: bool) -> Result:
+        """A named query's answer."""
+        query, snapshot = bound.query, self._store.current
+        key = self._named_key(snapshot, bound, fmt, scope)
+        job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds)
+        return await self._serve(snapshot, key, job, query.freshness, bypass)
+
+    def _named_key(self, snapshot: Snapshot, bound: _Bound, fmt: Format, scope: str) -> CacheKey:
+        return CacheKey(snapshot.id, scope, bound.query.name, bound.text, fmt, bound.query.digest)
+
+    async def ad_hoc(self, sql: str, params: Mapping[str, object], fmt: Format, scope: str, *, bypass: bool) -> Result:
+        """A guarded SELECT's answer. Raises `SqlRefused`, `BadRequest` for parameters that do not match."""
+        snapshot = self._store.current
+        guarded = await self._check(snapshot, sql)
+        if set(params) != guarded.parameters:
+            wanted = ", ".join(sorted(guarded.parameters)) or "none"
+            raise BadRequest("bad_parameters", f"'params' must give exactly the SQL's parameters: {wanted}")
+        values = orjson.dumps(dict(params), option=orjson.OPT_SORT_KEYS)
+        digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
+        key = CacheKey(snapshot.id, scope, AD_HOC, digest, fmt, "")
+        job = Job(AD_HOC, guarded.sql, params, fmt)
+        return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
+
+    async def _serve(self, snapshot: Snapshot, key: CacheKey, job: Job, freshness: Freshness, bypass: bool) -> Result:
+        async def compute() -> Answer:
+            return await self._engine.run(snapshot, job)
+
+        # The lease keeps the snapshot of this request open while it is used, whatever is published meanwhile.
+        with snapshot.lease():
+            served = await self._cache.fetch(key, freshness, compute, bypass=bypass)
+        return Result(served, snapshot.id, job.query, job.fmt, freshness)
+
+    async def _check(self, snapshot: Snapshot, sql: str) -> GuardedSql:
+        memo = (snapshot.id, sql)
+        guarded = self._guarded.get(memo)
+        if guarded is None:
+            if self._guard is None or self._guard[0] != snapshot.id:
+                self._guard = (snapshot.id, SqlGuard(snapshot.relations))
+                self._guarded.clear()
+            loop = asyncio.get_running_loop()
+            try:
+                guarded = await loop.run_in_executor(self._parser_thread, self._guard[1].check, sql)
+            except SqlRefused as refusal:
+                self._metrics.guard_refusals.labels(refusal.code).inc()
+                raise
+            if len(sql) <= _REMEMBERED_SQL_CHARS:
+                self._guarded[memo] = guarded
+                if len(self._guarded) > _REMEMBERED_SQL:
+                    self._guarded.popitem(last=False)
+        return guarded
+
+    def close(self) -> None:
+        """Let the parser thread go."""
+        self._parser_thread.shutdown(wait=False, cancel_futures=True)

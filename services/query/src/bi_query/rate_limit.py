@@ -1,0 +1,215 @@
+"""How often: slowapi's limiter, keyed on the client, one bucket per route template, shared between replicas.
+
+slowapi's own ways in are not used, each for a measured reason: its middleware and decorators skip routes of included
+routers (slowapi#281), key on the path's value, and talk to Redis synchronously on the event loop (slowapi#55). Here its
+`Limiter` counts in memory, in microseconds; a background task adds up the replicas' counts in Redis every fraction of a
+second. With Redis away the local limit holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from limits import RateLimitItem, parse_many
+from limits.storage import Storage
+from redis.exceptions import RedisError
+from slowapi import Limiter
+
+from .errors import RateLimited
+from .metrics import Metrics
+from .redis_tier import PREFIX, CircuitBreaker, connect
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_SYNC_SECONDS = 0.2
+_MAX_BUCKETS = 200_000
+_ADD = """
+local value = redis.call('incrby', KEYS[1], ARGV[1])
+if redis.call('pttl', KEYS[1]) < 0 then redis.call('pexpire', KEYS[1], ARGV[2]) end
+return {value, redis.call('pttl', KEYS[1])}
+"""
+
+
+@dataclass
+class _Window:
+    count: int
+    expires_at: float
+    unshared: int = 0
+
+
+class WindowStorage(Storage):
+    """Fixed windows in memory, for one event loop; `unshared` hits wait there for the next exchange with Redis."""
+
+    STORAGE_SCHEME: ClassVar = ["bi-window"]
+
+    def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **_: str) -> None:
+        super().__init__(uri, wrap_exceptions=wrap_exceptions)
+        self.windows: dict[str, _Window] = {}
+        self.dirty: set[str] = set()
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """Nothing here fails."""
+        return KeyError
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Count `amount` more hits of `key`'s window of `expiry` seconds; the count after."""
+        now = time.time()
+        window = self.windows.get(key)
+        if window is None or window.expires_at <= now:
+            if len(self.windows) >= _MAX_BUCKETS:
+                self.forget_expired(now)
+            window = self.windows[key] = _Window(0, now + expiry)
+        window.count += amount
+        window.unshared += amount
+        self.dirty.add(key)
+        return window.count
+
+    def get(self, key: str) -> int:
+        """Hits in the current window."""
+        window = self.windows.get(key)
+        return window.count if window is not None and window.expires_at > time.time() else 0
+
+    def get_expiry(self, key: str) -> float:
+        """When the window ends (seconds since the epoch)."""
+        window = self.windows.get(key)
+        return window.expires_at if window is not None else time.time()
+
+    def check(self) -> bool:
+        """Memory is always there."""
+        return True
+
+    def reset(self) -> int | None:
+        """Forget everything."""
+        count = len(self.windows)
+        self.windows.clear()
+        self.dirty.clear()
+        return count
+
+    def clear(self, key: str) -> None:
+        """Forget one bucket."""
+        self.windows.pop(key, None)
+
+    def forget_expired(self, now: float) -> None:
+        """Drop windows that ended; beyond the bound, the oldest too."""
+        self.windows = {key: window for key, window in self.windows.items() if window.expires_at > now}
+        while len(self.windows) >= _MAX_BUCKETS:
+            del self.windows[next(iter(self.windows))]
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What a client may still do: the header values of one answer."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+    window_seconds: int
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """`RateLimit-*` headers (IETF draft-ietf-httpapi-ratelimit-headers, the widely read three-field form)."""
+        return [
+            (b"ratelimit-limit", b"%d" % self.limit),
+            (b"ratelimit-remaining", b"%d" % self.remaining),
+            (b"ratelimit-reset", b"%d" % self.reset_seconds),
+            (b"ratelimit-policy", b"%d;w=%d" % (self.limit, self.window_seconds)),
+        ]
+
+
+class ClientLimiter(Limiter):
+    """slowapi's limiter, asked per (route template, client)."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no config file is wanted: slowapi would read any .env it finds
+            super().__init__(
+                key_func=lambda: "",
+                default_limits=[settings.rate_limit],
+                storage_uri="bi-window://",
+                config_filename="",
+                key_style="endpoint",
+            )
+        self._metrics = metrics
+        self._settings = settings
+        self._default = parse_many(settings.rate_limit)
+        self._routes: Mapping[str, list[RateLimitItem]] = {
+            route: parse_many(text) for route, text in settings.rate_limit_routes.items()
+        }
+
+    @property
+    def windows(self) -> WindowStorage:
+        """The storage behind the limiter."""
+        assert isinstance(self._storage, WindowStorage)  # noqa: S101 - storage_uri above chose it
+        return self._storage
+
+    def spend(self, route: str, client: str) -> Quota:
+        """Take one request off `client`'s quota on `route` (a template). Raises `RateLimited` when there is none left."""
+        tightest: Quota | None = None
+        for item in self._routes.get(route, self._default):
+            allowed = self.limiter.hit(item, route, client)
+            quota = self._quota(item, route, client)
+            if not allowed:
+                self._metrics.rate_limit_rejections.labels(route).inc()
+                raise RateLimited(
+                    "rate_limited",
+                    f"more than {item} from this client; wait {quota.reset_seconds} s, or ask for a higher limit",
+                    retry_after_seconds=quota.reset_seconds,
+                    extra={"limit": quota.limit, "reset_seconds": quota.reset_seconds},
+                )
+            if tightest is None or quota.remaining < tightest.remaining:
+                tightest = quota
+        assert tightest is not None  # noqa: S101 - parse_many never gives an empty list
+        return tightest
+
+    def _quota(self, item: RateLimitItem, route: str, client: str) -> Quota:
+        key = item.key_for(route, client)
+        remaining = max(0, item.amount - self.windows.get(key))
+        reset = max(1, math.ceil(self.windows.get_expiry(key) - time.time()))
+        return Quota(item.amount, remaining, reset, item.get_expiry())
+
+    async def share(self) -> None:
+        """Exchange counts with the other replicas through Redis, for ever. Redis away: local counts go on."""
+        client = connect(self._settings)
+        breaker = CircuitBreaker()
+        add: Callable[..., object] = client.register_script(_ADD)
+        try:
+            while True:
+                await asyncio.sleep(_SYNC_SECONDS)
+                if self.windows.dirty and breaker.allows():
+                    try:
+                        async with asyncio.timeout(2):
+                            await self._exchange(client, add)
+                        breaker.succeeded()
+                    except (RedisError, OSError, TimeoutError, ValueError, TypeError, IndexError) as error:
+                        self._metrics.cache_redis_errors.labels("rate_limit").inc()
+                        logger.debug("rate limit counts not shared: %s", error)
+                        breaker.failed()
+        finally:
+            await client.aclose()
+
+    async def _exchange(self, client: object, add: Callable[..., object]) -> None:
+        keys = list(self.windows.dirty)[:1000]
+        now = time.time()
+        batch = [
+            (key, window, window.unshared) for key in keys if (window := self.windows.windows.get(key)) is not None
+        ]
+        async with client.pipeline(transaction=False) as pipe:  # type: ignore[attr-defined]
+            for key, window, unshared in batch:
+                ttl_ms = max(1, int((window.expires_at - now) * 1000))
+                await add(keys=[PREFIX + "rate:" + key], args=[unshared, ttl_ms], client=pipe)  # type: ignore[misc]
+            answers = await pipe.execute()
+        for (key, window, shared), (total, ttl_ms) in zip(batch, answers, strict=True):
+            window.unshared -= shared
+            window.count = int(total) + window.unshared
+            window.expires_at = time.time() + max(1, int(ttl_ms)) / 1000
+            if window.unshared == 0:
+                self.windows.dirty.discard(key)
+        self.windows.dirty.difference_update(set(keys) - {key for key, _, _ in batch})

@@ -1,0 +1,183 @@
+"""The outermost ASGI layer: request ids, metrics, one log line a request, and problem documents for what escapes.
+
+Pure ASGI (no BaseHTTPMiddleware: it breaks streaming and costs a task per request), so also requests refused before
+routing are counted and time spent in failed requests is observed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .auth import identify
+from .errors import PROBLEM_MEDIA_TYPE, ProblemError, QueryCancelled
+from .metrics import UNMATCHED_ENDPOINT, Metrics
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_GONE_STATUS = 499
+_QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; `extra={"fields": {...}}` becomes members."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON text."""
+        line: dict[str, Any] = {
+            "time": _iso(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def configure_logging(level: str) -> None:
+    """Send every log record of the process to standard error as JSON lines (requests go to standard output)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def write_request_line(fields: Mapping[str, Any]) -> None:
+    """The request log: one JSON line on standard output."""
+    sys.stdout.buffer.write(orjson.dumps(fields) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+class Telemetry:
+    """Wraps the application. `scope["state"]` carries what inner rooms add: `principal`, `endpoint` and `log` fields."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        endpoint_of: Callable[[str], str],
+        write_line: Callable[[Mapping[str, Any]], None] = write_request_line,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._endpoint_of = endpoint_of
+        self._write_line = write_line
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        endpoint = self._endpoint_of(scope["path"])
+        principal = identify(scope, self._settings.trusted_proxies)
+        fields: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(principal=principal, endpoint=endpoint, log=fields, request_id=request_id)
+        sent: dict[str, int] = {"status": 0, "bytes": 0}
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent["status"] = message["status"]
+                message.setdefault("headers", [])
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            elif message["type"] == "http.response.body":
+                sent["bytes"] += len(message.get("body", b""))
+            await send(message)
+
+        self._metrics.http_in_progress.inc()
+        try:
+            await self._app(scope, receive, send_counted)
+        except QueryCancelled:
+            sent["status"] = _CLIENT_GONE_STATUS
+        except asyncio.CancelledError:
+            sent["status"] = sent["status"] or _CLIENT_GONE_STATUS
+            raise
+        except Exception as error:
+            await self._fail(error, fields, sent, send_counted, request_id)
+        finally:
+            self._metrics.http_in_progress.dec()
+            self._record(scope, endpoint, sent, time.perf_counter() - started, fields)
+
+    async def _fail(
+        self, error: Exception, fields: dict[str, Any], sent: dict[str, int], send: Send, request_id: str
+    ) -> None:
+        problem = error
+        if not isinstance(problem, ProblemError):
+            logger.exception("unexpected error", extra={"fields": {"request_id": request_id}})
+            problem = ProblemError("internal_error", "something went wrong here; the request id finds it in the log")
+        fields["code"] = problem.code
+        if not sent["status"]:
+            await send_problem(problem, request_id, send)
+
+    def _record(
+        self, scope: Scope, endpoint: str, sent: Mapping[str, int], seconds: float, fields: Mapping[str, Any]
+    ) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        status = sent["status"] or _CLIENT_GONE_STATUS
+        self._metrics.http_requests.labels(method, endpoint, str(status)).inc()
+        self._metrics.http_duration.labels(endpoint).observe(seconds)
+        path = scope["path"]
+        if path in _QUIET:
+            return
+        state = scope["state"]
+        client = state["principal"].client
+        if endpoint != UNMATCHED_ENDPOINT:
+            self._metrics.users.saw(client)
+        self._write_line(
+            {
+                "time": _iso(time.time()),
+                "level": "info",
+                "message": "request",
+                "request_id": state["request_id"],
+                "client": client,
+                "method": method,
+                "endpoint": endpoint,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "bytes": sent["bytes"],
+                **fields,
+            }
+        )
+
+
+async def send_problem(problem: ProblemError, request_id: str, send: Send, *extra: tuple[bytes, bytes]) -> None:
+    """Send `problem` as `application/problem+json`."""
+    body = orjson.dumps(problem.document(request_id))
+    headers = [
+        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *extra,
+    ]
+    if problem.retry_after_seconds is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_seconds))))
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return bytes(value).decode()
+    return uuid.uuid4().hex
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
