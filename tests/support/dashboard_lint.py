@@ -20,7 +20,7 @@ RATES = {"rate", "irate", "increase"}
 COUNTER = re.compile(r"_(total|bucket|sum|count)$")
 AGGREGATED = {"sum", "max", "min", "avg"}
 # Series that Prometheus, the rules or a probe make: they belong to no job or instance that a reader would choose.
-UNSCOPED = re.compile(r":|^(ALERTS|up|probe_\w+|bi_loadtest_\w+)$")
+UNSCOPED = re.compile(r":|^(ALERTS|up|scrape_duration_seconds|probe_\w+|bi_loadtest_\w+)$")
 SLO_SERIES = re.compile(r"^(bi:slo_target:value|slo:objective:ratio)$")
 # What these measure has an objective or an alerting limit, so a panel of it must show that beside it.
 RECORDED_SLI = re.compile(r"^(bi:api_(error|latency_seconds):\w+|bi:cache_hit:ratio|slo:sli_error:\w+)$")
