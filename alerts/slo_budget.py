@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from slo_common import Rule, Spec, api, bucket_matcher, failed_rate, notes, plain, ratio, seconds, selector
+from slo_common import (
+    Rule,
+    Spec,
+    api,
+    at_least_some,
+    bucket_matcher,
+    failed_rate,
+    notes,
+    plain,
+    ratio,
+    seconds,
+    selector,
+)
 
 # The groups' own evaluation interval: sums of rates are multiplied by it, so it is fixed and not inherited.
 STEP_SECONDS = 60
@@ -67,7 +79,7 @@ def sli_group(spec: Spec, item: Objective) -> Rule:
             bad, total = item.series(BAD), item.series(TOTAL)
         else:
             bad, total = item.summed(BAD, window), item.summed(TOTAL, window)
-        expr = f"{bad}\n/ ({total} > 0)\nor 0 * {total}"
+        expr = f"{bad}\n/ {at_least_some(total)}"
         rules.append(item.record(f"slo:sli_error:ratio_rate{window}", expr, sloth_window=window))
     return item.group("sli", rules)
 

@@ -56,6 +56,11 @@ def api(spec: Spec, metric: str, **matchers: str) -> str:
     return selector(metric, **scope, **matchers)
 
 
+def at_least_some(requests: str) -> str:
+    """A divisor that is never zero: no failures out of no requests is 0, not NaN."""
+    return f"clamp_min({requests}, 1e-9)"
+
+
 def failed_rate(spec: Spec, window: str) -> str:
     """Failed requests per second: 5xx less those that slo.yaml lays at the client's door."""
     part = spec["availability"]

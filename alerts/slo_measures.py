@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slo_common import Rule, Spec, api, failed_rate, notes, plain, ratio, seconds, selector
+from slo_common import Rule, Spec, api, at_least_some, failed_rate, notes, plain, ratio, seconds, selector
 
 
 def target_group(spec: Spec) -> Rule:
@@ -40,7 +40,7 @@ def measure_group(spec: Spec) -> Rule:
     )
     series = {
         "bi:api_requests:rate": f"sum(rate({api(spec, 'http_requests_total')}[{window}]))",
-        "bi:api_error:ratio": f"{failed}\n/ (bi:api_requests:rate > 0)\nor 0 * bi:api_requests:rate",
+        "bi:api_error:ratio": f"{failed}\n/ {at_least_some('bi:api_requests:rate')}",
     }
     for name, quantile in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
         value = f"histogram_quantile({quantile}, sum by (le) (rate({buckets}[{window}])))"
