@@ -4,10 +4,13 @@
 #   infra/images.sh            all of it, then our own image
 #   infra/images.sh --refresh  also rebuild stand-ins that exist already
 #   infra/images.sh --standins stand-ins only, without looking for the real images (to test them)
+#   infra/images.sh --own      our own image only (quick when nothing changed)
 # Settings: BI_PULL_SECONDS (300) for one pull, BI_OFFLINE=true to skip pulling.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
+# shellcheck source=infra/lib.sh
+. infra/lib.sh
 readonly STATE=.stack
 readonly OVERRIDES=$STATE/images.env
 readonly BASE=bi-standin/debian:trixie
@@ -22,10 +25,12 @@ say() { printf 'images: %s\n' "$*"; }
 die() { printf 'images: %s\n' "$*" >&2; exit 1; }
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
-wanted() { # VARIABLE default-image, one a line, from the compose files themselves
+wanted() { # VARIABLE image, one a line: as the compose files name them, or as the user's settings do
   # Grafana last: its absence is the one thing the user should read at the end.
+  local variable default
   sed -n 's/.*\${\(BI_[A-Z_]*_IMAGE\):-\([^}]*\)}.*/\1 \2/p' compose*.yaml | grep -v '^BI_QUERY_IMAGE ' | sort -u |
-    awk '/^BI_GRAFANA_IMAGE/ { last = $0; next } { print } END { if (last) print last }'
+    awk '/^BI_GRAFANA_IMAGE/ { last = $0; next } { print } END { if (last) print last }' |
+    while read -r variable default; do echo "$variable $(setting "$variable" "$default")"; done
 }
 
 registry_of() { # quay.io of quay.io/a/b:1; docker.io where none is named
@@ -150,13 +155,16 @@ resolve() { # resolve <VARIABLE> <image>: writes the override when the image is 
 }
 
 own_image() { # our own image, on the Python base that was found
-  local image python
+  local image python revision
   # shellcheck disable=SC2016  # compose's own syntax, matched as text
   image=$(sed -n 's/.*\${BI_QUERY_IMAGE:-\([^}]*\)}.*/\1/p' compose.yaml | head -n 1)
   [ -f services/query/Dockerfile ] || { say "services/query/Dockerfile is not there yet: skipped"; return 0; }
-  python=$(sed -n 's/^BI_PYTHON_IMAGE=//p' "$OVERRIDES")
+  image=$(setting BI_QUERY_IMAGE "$image")
+  python=$(setting BI_PYTHON_IMAGE "")
+  [ ! -f "$OVERRIDES" ] || python=$(sed -n 's/^BI_PYTHON_IMAGE=//p' "$OVERRIDES" | grep . || echo "$python")
+  revision=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
   say "building $image"
-  build "$image" ${python:+--build-arg "PYTHON_IMAGE=$python"} services/query
+  build "$image" ${python:+--build-arg "PYTHON_IMAGE=$python"} --build-arg "REVISION=$revision" services/query
   say "ok: $image ($(docker image inspect --format '{{.Size}}' "$image" | awk '{ printf "%.0f MB", $1 / 1e6 }'))"
 }
 
@@ -166,12 +174,14 @@ main() {
     --refresh) refresh=true ;;
     --standins) force=true ;;
     '') ;;
+    --own) ;;
     *) die "unknown argument $1 (see the head of this file)" ;;
   esac
   docker version >/dev/null 2>&1 || die "no Docker engine answers: make engine"
   mkdir -p "$STATE"
-  printf '# Written by make images: what is used here instead of the images compose.yaml names.\n' >"$OVERRIDES.new"
   host_settings
+  if [ "${1:-}" = --own ]; then own_image; return 0; fi
+  printf '# Written by make images: what is used here instead of the images compose.yaml names.\n' >"$OVERRIDES.new"
   while read -r variable image; do resolve "$variable" "$image"; done < <(wanted)
   mv "$OVERRIDES.new" "$OVERRIDES"
   own_image

@@ -84,7 +84,7 @@ def main() -> int:
         prefix = "bi_" if name == "api-key" else ""
         if make(name, prefix + secrets.token_urlsafe(32), owner):
             made.append(name)
-    print(f"secrets: made {', '.join(made)}" if made else "secrets: all there", flush=True)
+    sys.stdout.write(f"secrets: made {', '.join(made)}\n" if made else "secrets: all there\n")
     return 0
 
 

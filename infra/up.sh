@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# `make up`: the whole stack, up and healthy, or the reason why not. BI_UP_SECONDS (300): how long to wait for it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=infra/lib.sh
+. infra/lib.sh
+
+infra/engine.sh --check >/dev/null || { infra/engine.sh --check || true; echo "up: make engine sees to that" >&2; exit 1; }
+if [ -f .stack/images.env ]; then infra/images.sh --own; else infra/images.sh; fi
+
+started=$SECONDS
+if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1; then
+  tail -n 5 .stack/up.log >&2
+  echo "up: not healthy; what each service says of itself:" >&2
+  compose ps -a --format '{{.Service}}\t{{.Status}}' >&2
+  while read -r service; do
+    echo "--- $service, last lines" >&2
+    compose logs --no-log-prefix --tail 15 "$service" >&2
+  done < <(compose ps -a --format '{{.Service}}\t{{.Status}}' | grep -vE '\(healthy\)|Exited \(0\)' | cut -f1 | sort -u)
+  exit 1
+fi
+
+echo "up: healthy after $((SECONDS - started)) s"
+echo "  service       http://127.0.0.1:$(setting BI_QUERY_PORT 8000)/docs"
+echo "  Prometheus    http://127.0.0.1:$(setting BI_PROMETHEUS_PORT 9090)"
+echo "  Alertmanager  http://127.0.0.1:$(setting BI_ALERTMANAGER_PORT 9093)"
+if [ -n "$(compose ps -q grafana 2>/dev/null)" ]; then
+  echo "  Grafana       http://127.0.0.1:$(setting BI_GRAFANA_PORT 3000)  (admin; make password)"
+else
+  echo "  Grafana       NOT RUNNING: its image cannot be had here (make images says why); all else works"
+fi
+echo "  try           curl http://127.0.0.1:$(setting BI_QUERY_PORT 8000)/api/v1/queries"

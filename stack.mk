@@ -1,0 +1,30 @@
+# The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
+.PHONY: engine images up down ps logs clean password
+
+# The user's .env, then what `make images` found, which has the last word on images.
+STACK_ENV = $(if $(wildcard .env),--env-file .env) $(if $(wildcard .stack/images.env),--env-file .stack/images.env)
+COMPOSE = docker compose $(STACK_ENV)
+
+engine: ## Install and start a Docker engine with compose and buildx, where none answers (root, Debian or Ubuntu)
+	@infra/engine.sh
+
+images: ## Get every image: found here, else pulled, else a stand-in from Debian packages; build our own
+	@infra/images.sh
+
+up: ## Bring the whole stack up and wait until all of it is healthy (make images first where there is no registry)
+	@infra/up.sh
+
+down: ## Stop the stack; its data stays
+	@$(COMPOSE) down --remove-orphans
+
+ps: ## What runs, how it is, on which port
+	@$(COMPOSE) ps -a --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}\t{{.Image}}'
+
+logs: ## Follow the logs; of one service: make logs SERVICE=query
+	@$(COMPOSE) logs --tail 100 --follow $(SERVICE)
+
+password: ## Show Grafana's admin password and the first API key, as made at the first start
+	@infra/secrets/show.sh
+
+clean: ## Delete the stack with its data, its images and .stack; says first what goes, and asks (YES=1 does not)
+	@infra/clean.sh

@@ -1,0 +1,239 @@
+"""compose.yaml, as compose itself resolves it, held against the hardening list and against .env.example."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hardening import CHECKS, Service, deviations
+
+ROOT = Path(__file__).parents[2]
+COMPOSE_FILE = ROOT / "compose.yaml"
+ENV_EXAMPLE = ROOT / ".env.example"
+SETTINGS_FILE = ROOT / "services/query/src/bi_query/settings.py"
+
+# Settings of the service that the stack decides: where things are inside the container.
+FIXED = {
+    "BI_CATALOGUE_DIR", "BI_DATA_DIR", "BI_HOST", "BI_PORT", "BI_REDIS_PASSWORD_FILE", "BI_REDIS_URL", "BI_SNAPSHOT_DIR",
+    "BI_SPILL_DIR",
+}  # fmt: skip
+
+
+def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
+    """The compose file as compose resolves it, without this machine's .env or variables."""
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+    ):
+        message = "docker compose is not installed (make engine)"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("BI_", "COMPOSE_"))} | environment
+    run = subprocess.run(
+        ["docker", "compose", "--env-file", os.devnull, "-f", str(COMPOSE_FILE), *arguments, "config", "--format", "json"],
+        capture_output=True, text=True, check=False, env=clean, cwd=ROOT,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    resolved: dict[str, Any] = json.loads(run.stdout)
+    return resolved
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return resolve()
+
+
+def exceptions(compose: dict[str, Any]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = compose["x-hardening-exceptions"]
+    return found
+
+
+def test_every_service_meets_the_hardening_list_or_says_why_not(compose: dict[str, Any]) -> None:
+    allowed = exceptions(compose)
+    found = {name: deviations(service) - set(allowed.get(name, {})) for name, service in compose["services"].items()}
+    assert {name: sorted(checks) for name, checks in found.items() if checks} == {}
+
+
+def test_no_exception_outlives_its_need(compose: dict[str, Any]) -> None:
+    for name, reasons in exceptions(compose).items():
+        assert name in compose["services"], f"x-hardening-exceptions names {name}, which is no service"
+        assert set(reasons) <= deviations(compose["services"][name]), f"{name}: an exception that nothing needs"
+        assert all(len(reason) > 15 for reason in reasons.values()), f"{name}: a reason that says nothing"
+
+
+WEAKER: dict[str, dict[str, Any]] = {
+    "healthcheck": {"healthcheck": {"test": ["CMD", "true"], "interval": "1s", "timeout": "1s"}},
+    "mem_limit": {"mem_limit": None},
+    "cpus": {"cpus": 0},
+    "pids_limit": {"pids_limit": 0},
+    "root": {"user": "root"},
+    "read_only": {"read_only": False},
+    "tmpfs": {"tmpfs": ["/tmp"]},
+    "cap_drop": {"cap_drop": ["NET_RAW"]},
+    "cap_add": {"cap_add": ["SYS_ADMIN"]},
+    "no_new_privileges": {"security_opt": []},
+    "logging": {"logging": {"driver": "json-file"}},
+    "restart": {"restart": "no"},
+    "networks": {"networks": {"default": None}},
+    "ports": {"ports": [{"target": 8000, "published": "8000"}]},
+    "secrets": {"environment": {"GF_SECURITY_ADMIN_PASSWORD": "admin"}},
+    "host": {"volumes": [{"type": "bind", "source": "/var/run/docker.sock", "target": "/s", "read_only": True}]},
+    "binds": {"volumes": [{"type": "bind", "source": "/data", "target": "/data"}]},
+    "image": {"image": "redis:latest"},
+    "container_name": {"container_name": "query"},
+}
+
+
+@pytest.mark.parametrize("check", sorted(CHECKS))
+def test_a_weakened_service_is_noticed(check: str, compose: dict[str, Any]) -> None:
+    service: Service = copy.deepcopy(compose["services"]["query"])
+    assert deviations(service) == set()
+    weaker = {key: value for key, value in {**service, **WEAKER[check]}.items() if value is not None}
+    assert deviations(weaker) == {check}
+
+
+@pytest.mark.parametrize(
+    "image", ["redis", "redis:latest", "redis:8", "redis:alpine", "prom/prometheus:main", "a.b:5000/x"]
+)
+def test_an_inexact_image_tag_is_noticed(image: str) -> None:
+    assert not CHECKS["image"]({"image": image})
+
+
+def test_redis_is_reached_by_the_service_and_its_exporter_alone(compose: dict[str, Any]) -> None:
+    redis = compose["services"]["redis"]
+    assert list(redis["networks"]) == ["cache"] and not redis.get("ports")
+    assert compose["networks"]["cache"]["internal"] is True
+    members = {name for name, service in compose["services"].items() if "cache" in (service.get("networks") or {})}
+    assert members == {"redis", "query", "redis-exporter"}
+
+
+def test_the_service_has_no_way_out(compose: dict[str, Any]) -> None:
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    for name in compose["services"]["query"]["networks"]:
+        network = compose["networks"][name]
+        assert network.get("internal") or network["driver_opts"][masquerade] == "false", f"{name} leads out"
+
+
+def test_alertmanager_gets_its_default_route_from_the_network_that_leads_out(compose: dict[str, Any]) -> None:
+    # Of a container's networks the first by name gives the default route.
+    assert min(compose["services"]["alertmanager"]["networks"]) == "alert-receivers"
+
+
+def test_prometheus_shares_one_network_with_the_service_so_each_replica_is_one_target(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert set(services["prometheus"]["networks"]) & set(services["query"]["networks"]) == {"monitoring"}
+
+
+def test_compose_gives_the_service_longer_to_stop_than_it_takes(compose: dict[str, Any]) -> None:
+    from hardening import seconds
+
+    default = re.search(r"shutdown_grace_seconds: float = Field\(([\d.]+)", SETTINGS_FILE.read_text())
+    assert default and seconds(compose["services"]["query"]["stop_grace_period"]) > float(default[1]) + 5
+
+
+def test_what_compose_mounts_from_the_repository_is_there(compose: dict[str, Any]) -> None:
+    # Docker would make an empty folder in the place of a missing file, and the service would fail on that.
+    made_by_docker = {str(ROOT / ".stack/alert-secrets"), str(ROOT / ".stack/targets")}
+    missing = [
+        volume["source"]
+        for service in compose["services"].values()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "bind" and volume["source"] not in made_by_docker and not Path(volume["source"]).exists()
+    ]
+    assert missing == []
+
+
+def test_another_project_name_moves_everything(compose: dict[str, Any]) -> None:
+    other = resolve(COMPOSE_PROJECT_NAME="other")
+    assert (compose["name"], other["name"]) == ("bi-solution", "other")
+    named = [*other["volumes"].values(), *other["networks"].values()]
+    assert all(thing["name"].startswith("other_") for thing in named)
+
+
+# --- .env.example ---------------------------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Variable -> (value shown, the comment above it, or above the block of variables it stands in)."""
+    found: dict[str, tuple[str, str]] = {}
+    comment = ""
+    previous_was_comment = False
+    for line in ENV_EXAMPLE.read_text().splitlines():
+        entry = re.fullmatch(r"#?([A-Z][A-Z0-9_]*)=(.*)", line)
+        if entry:
+            found[entry[1]] = (entry[2], comment)
+        elif line.startswith("# ") and not line.startswith("# ---"):
+            comment = f"{comment} {line[2:]}" if previous_was_comment else line[2:]
+        else:
+            comment = ""
+        previous_was_comment = not entry and line.startswith("# ")
+    return found
+
+
+def used_with_default() -> dict[str, str]:
+    return dict(re.findall(r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}", COMPOSE_FILE.read_text()))
+
+
+def passed_through() -> set[str]:
+    return set(re.findall(r"^\s+(BI_[A-Z0-9_]+):$", COMPOSE_FILE.read_text(), re.MULTILINE))
+
+
+def settings_of_the_service() -> dict[str, Any]:
+    from bi_query.settings import Settings
+
+    defaults = Settings.model_construct()
+    return {f"BI_{name.upper()}": getattr(defaults, name) for name in Settings.model_fields}
+
+
+def test_every_variable_is_documented_with_a_reason() -> None:
+    known = documented()
+    assert sorted((set(used_with_default()) | passed_through()) - set(known)) == []
+    assert [name for name, (_, comment) in known.items() if len(comment) < 20] == []
+
+
+def test_no_variable_is_documented_that_nothing_reads() -> None:
+    assert sorted(set(documented()) - set(used_with_default()) - passed_through() - {"COMPOSE_PROJECT_NAME"}) == []
+
+
+def test_documented_defaults_are_those_of_compose() -> None:
+    known = documented()
+    assert {name: known[name][0] for name in used_with_default()} == used_with_default()
+
+
+def test_every_setting_of_the_service_is_passed_through_or_decided_by_the_stack() -> None:
+    assert sorted(set(settings_of_the_service()) - passed_through() - set(used_with_default()) - FIXED) == []
+
+
+def test_documented_defaults_are_those_of_the_service() -> None:
+    known = documented()
+    differing = {}
+    for name, default in settings_of_the_service().items():
+        if name not in passed_through():
+            continue
+        shown = known[name][0]
+        text = "" if default is None else json.dumps(default) if isinstance(default, bool | dict) else str(default)
+        same = float(shown) == float(text) if re.fullmatch(r"[\d.]+", shown) and text else shown == text
+        if not same:
+            differing[name] = (shown, text)
+    assert differing == {}
+
+
+def test_the_example_works_as_an_env_file_with_everything_switched_on(tmp_path: Path) -> None:
+    everything = re.sub(r"^#([A-Z])", r"\1", ENV_EXAMPLE.read_text(), flags=re.MULTILINE)
+    (tmp_path / "env").write_text(everything)
+    plain, uncommented = resolve(), resolve("--env-file", str(tmp_path / "env"))
+    assert plain["services"].keys() == uncommented["services"].keys()
+    for name, service in plain["services"].items():
+        ours = {key: value for key, value in (uncommented["services"][name].get("environment") or {}).items() if value}
+        theirs = {key: value for key, value in (service.get("environment") or {}).items() if value}
+        assert theirs.items() <= ours.items(), name
+        assert {**uncommented["services"][name], "environment": 0} == {**service, "environment": 0}, name
