@@ -14,18 +14,22 @@ parameters:
   inactive_days: {type: integer, default: 28, minimum: 7, maximum: 364, description: "Days without a basket after which a household counts as reactivated."}
 ---*/
 with by_household as (
+    select week_start, is_new, days_away, sales_usd
+    from household_weeks
+    where
+        $store_id::integer is null
+        and week_start between date_trunc('week', $from_date::date) and $to_date::date
+    union all
     select
         date_trunc('week', business_date)::date as week_start,
-        household_id,
-        -- The first basket of the week has the longest time since the one before it.
         bool_or(days_since_previous is null) as is_new,
         max(days_since_previous) as days_away,
         sum(sales_usd) as sales_usd
     from baskets
     where
-        business_date between date_trunc('week', $from_date::date) and date_trunc('week', $to_date::date) + interval 6 day
-        and ($store_id::integer is null or store_id = $store_id::integer)
-    group by 1, 2
+        store_id = $store_id::integer
+        and business_date between date_trunc('week', $from_date::date) and date_trunc('week', $to_date::date) + interval 6 day
+    group by 1, household_id
 ),
 
 by_week as (
