@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 import yaml
-from slo_budget import burn_group, meta_group, objectives, sli_group
+from slo_budget import budget_group, objectives
 from slo_common import Spec
-from slo_measures import measure_group, target_group, threshold_group
+from slo_measures import target_group, threshold_group
 
 ROOT = Path(__file__).resolve().parent.parent
 SLO_FILE = ROOT / "slo.yaml"
@@ -43,9 +43,8 @@ Literal.add_representer(str, _text)
 
 def render(spec: Spec) -> str:
     """The text of slo.rules.yaml; KeyError or ValueError when slo.yaml lacks something or makes no sense."""
-    groups = [target_group(spec), measure_group(spec), threshold_group(spec)]
-    for item in objectives(spec):
-        groups += [sli_group(spec, item), meta_group(item), burn_group(spec, item)]
+    groups = [target_group(spec), threshold_group(spec)]
+    groups += [budget_group(spec, item) for item in objectives(spec)]
     return HEADER + yaml.dump({"groups": groups}, Dumper=Literal, sort_keys=False, width=400)
 
 

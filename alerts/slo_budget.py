@@ -49,10 +49,6 @@ class Objective:
         """A recording rule that carries this objective's labels."""
         return {"record": name, "expr": expr, "labels": self.labels | labels}
 
-    def group(self, kind: str, rules: list[Rule]) -> Rule:
-        """A rule group of this objective."""
-        return {"name": f"slo-{kind}-{self.name}", "interval": f"{STEP_SECONDS}s", "rules": rules}
-
 
 def objectives(spec: Spec) -> list[Objective]:
     """The objectives that have an error budget."""
@@ -70,7 +66,7 @@ def objectives(spec: Spec) -> list[Objective]:
     ]
 
 
-def sli_group(spec: Spec, item: Objective) -> Rule:
+def sli_rules(spec: Spec, item: Objective) -> list[Rule]:
     """Bad and total requests per second, and the error ratio over every window that anything reads."""
     rules = [item.record(TOTAL, f"{item.total}\nor vector(0)"), item.record(BAD, f"{item.bad}\nor vector(0)")]
     windows = {pair[size] for pair in spec["burn_rates"] for size in ("short", "long")}
@@ -81,10 +77,10 @@ def sli_group(spec: Spec, item: Objective) -> Rule:
             bad, total = item.summed(BAD, window), item.summed(TOTAL, window)
         expr = f"{bad}\n/ {at_least_some(total)}"
         rules.append(item.record(f"slo:sli_error:ratio_rate{window}", expr, sloth_window=window))
-    return item.group("sli", rules)
+    return rules
 
 
-def meta_group(item: Objective) -> Rule:
+def meta_rules(item: Objective) -> list[Rule]:
     """Objective, budget and burn rates: what SLO dashboards show."""
     days = f"{item.window_days}d"
     on = "on(sloth_id, sloth_slo, sloth_service) group_left"
@@ -96,7 +92,7 @@ def meta_group(item: Objective) -> Rule:
         "sloth_spec": "prometheus/v1",
         "sloth_version": "none",
     }
-    rules = [
+    return [
         item.record("slo:objective:ratio", f"vector({plain(item.objective)})"),
         item.record("slo:error_budget:ratio", f"vector({plain(item.budget)})"),
         item.record("slo:time_period:days", f"vector({item.window_days})"),
@@ -105,7 +101,6 @@ def meta_group(item: Objective) -> Rule:
         item.record("slo:period_error_budget_remaining:ratio", f"1 - {spent}"),
         item.record("sloth_slo_info", "vector(1)", **info),
     ]
-    return item.group("meta", rules)
 
 
 def burning(item: Objective, pair: Spec, minimum: int) -> str:
@@ -139,7 +134,9 @@ def burn_rule(spec: Spec, item: Objective, severity: str) -> Rule:
     }
 
 
-def burn_group(spec: Spec, item: Objective) -> Rule:
-    """One alert per severity of slo.yaml's burn rates, the first named first."""
+def budget_group(spec: Spec, item: Objective) -> Rule:
+    """All rules of one objective. One group, for a group runs in order: alerts see what was recorded just before."""
     severities = dict.fromkeys(pair["severity"] for pair in spec["burn_rates"])
-    return item.group("alerts", [burn_rule(spec, item, severity) for severity in severities])
+    alerts = [burn_rule(spec, item, severity) for severity in severities]
+    rules = sli_rules(spec, item) + meta_rules(item) + alerts
+    return {"name": f"slo-{item.name}", "interval": f"{STEP_SECONDS}s", "rules": rules}

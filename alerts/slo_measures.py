@@ -27,7 +27,7 @@ def target_group(spec: Spec) -> Rule:
     return {"name": "slo-targets", "rules": rules}
 
 
-def measure_group(spec: Spec) -> Rule:
+def measure_rules(spec: Spec) -> list[Rule]:
     """The service's indicators as people read them; absent, never NaN, where there is nothing to measure."""
     window, cache_window = spec["alerting"]["window"], spec["alerting"]["cache_window"]
     buckets = api(spec, "http_request_duration_seconds_bucket")
@@ -47,10 +47,7 @@ def measure_group(spec: Spec) -> Rule:
         series[f"bi:api_latency_seconds:{name}"] = f"{value}\nand on() ({timed} > 0)"
     series["bi:cache_lookups:increase"] = lookups
     series["bi:cache_hit:ratio"] = f"{hits}\n/ (bi:cache_lookups:increase > 0)"
-    return {
-        "name": "slo-measures",
-        "rules": [{"record": name, "expr": expr} for name, expr in series.items()],
-    }
+    return [{"record": name, "expr": expr} for name, expr in series.items()]
 
 
 def threshold(
@@ -120,5 +117,6 @@ def data_thresholds(spec: Spec) -> list[Rule]:
 
 
 def threshold_group(spec: Spec) -> Rule:
-    """Every alert that compares a measure with a number of slo.yaml."""
-    return {"name": "slo-thresholds", "rules": request_thresholds(spec) + data_thresholds(spec)}
+    """Measures, then every alert that compares one with a number of slo.yaml."""
+    rules = measure_rules(spec) + request_thresholds(spec) + data_thresholds(spec)
+    return {"name": "slo-thresholds", "rules": rules}
