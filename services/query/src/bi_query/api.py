@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -15,13 +16,14 @@ import orjson
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .auth import Principal
 from .cache import Cache
 from .errors import BadRequest, Overloaded, PayloadTooLarge, QueryCancelled, UnsupportedMediaType
 from .formats import MEDIA_TYPES, Format, negotiate
 from .metrics import AD_HOC, UNMATCHED_ENDPOINT, Metrics
-from .query_service import QueryService, Result
+from .query_service import Bound, QueryService, Result
 from .rate_limit import ClientLimiter, Quota
 from .settings import Settings
 from .snapshot import SnapshotStore
@@ -36,6 +38,7 @@ DOCS, OPENAPI = "/docs", "/openapi.json"
 _FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, LIVE, READY, METRICS, DOCS, OPENAPI})
 _VARY = (b"vary", b"Accept, Authorization, X-API-Key")
 _MAX_QUERY_STRING_BYTES = 16_384
+_REMEMBERED_QUESTIONS = 8192
 
 _T = TypeVar("_T")
 
@@ -66,38 +69,55 @@ class Api:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        self._questions: OrderedDict[tuple[str, bytes, bytes], tuple[Bound, Format]] = OrderedDict()
 
     async def named_query(self, request: Request) -> Response:
         """A named query's result."""
-        principal, quota = self._admit(request)
-        arguments, pairs, fmt = _arguments(request)
-        bound = self._rooms.service.bind(request.path_params["name"], arguments, pairs)
-        bypass = _wants_no_cache(request)
-        result = None if bypass else self._rooms.service.named_if_fresh(bound, fmt, principal.scope)
-        if result is None:
-            asked = self._rooms.service.named(bound, fmt, principal.scope, bypass=bypass)
-            result = await unless_gone(request, asked)
-        return _respond(request, result, quota)
+        principal, quota = self._admit(request.scope)
+        bound, fmt = self._named_question(request.scope)
+        asked = self._rooms.service.named(bound, fmt, principal.scope, bypass=_wants_no_cache(request.scope))
+        return _respond(request.scope, await unless_gone(request, asked), quota)
+
+    def named_hit(self, scope: Scope) -> Response | None:
+        """The answer to a named query, if this process holds a fresh one; never waits. What it spent is remembered."""
+        principal, quota = self._admit(scope)
+        bound, fmt = self._named_question(scope)
+        if _wants_no_cache(scope):
+            return None
+        result = self._rooms.service.named_if_fresh(bound, fmt, principal.scope)
+        return None if result is None else _respond(scope, result, quota)
+
+    def _named_question(self, scope: Scope) -> tuple[Bound, Format]:
+        """Which query with which values in which format; remembered by what was sent."""
+        memo = (scope["path"], scope["query_string"], _header(scope, b"accept"))
+        question = self._questions.get(memo)
+        if question is None:
+            pairs, fmt = _arguments(scope)
+            question = self._rooms.service.bind(scope["path"].rpartition("/")[2], pairs), fmt
+            self._questions[memo] = question
+            if len(self._questions) > _REMEMBERED_QUESTIONS:
+                self._questions.popitem(last=False)
+        return question
 
     async def ad_hoc(self, request: Request) -> Response:
         """An ad-hoc SELECT's result."""
-        principal, quota = self._admit(request)
-        _, pairs, fmt = _arguments(request)
+        principal, quota = self._admit(request.scope)
+        pairs, fmt = _arguments(request.scope)
         if pairs:
             raise BadRequest("unknown_parameter", f"unknown parameter {pairs[0][0][:60]!r}; only 'format' is read here")
         sql, params = await _sql_body(request, self._rooms.settings.max_body_bytes)
-        asked = self._rooms.service.ad_hoc(sql, params, fmt, principal.scope, bypass=_wants_no_cache(request))
-        return _respond(request, await unless_gone(request, asked), quota)
+        asked = self._rooms.service.ad_hoc(sql, params, fmt, principal.scope, bypass=_wants_no_cache(request.scope))
+        return _respond(request.scope, await unless_gone(request, asked), quota)
 
     async def queries(self, request: Request) -> Response:
         """The catalogue."""
-        _, quota = self._admit(request)
+        _, quota = self._admit(request.scope)
         listed = [query.describe() for query in self._rooms.service.catalogue.queries.values()]
         return _json({"queries": listed}, quota)
 
     async def tables(self, request: Request) -> Response:
         """The snapshot's relations."""
-        _, quota = self._admit(request)
+        _, quota = self._admit(request.scope)
         snapshot = self._rooms.store.current
         relations = [{"name": name, **relation} for name, relation in snapshot.manifest.relations.items()]
         document = {"snapshot_id": snapshot.id, "published_at": formatdate(snapshot.published_at, usegmt=True)}
@@ -105,7 +125,7 @@ class Api:
 
     async def invalidate(self, request: Request) -> Response:
         """Forget cached answers by query name or by glob."""
-        _, quota = self._admit(request)
+        _, quota = self._admit(request.scope)
         given = dict(request.query_params)
         if len(request.query_params.multi_items()) != 1 or not given.keys() <= {"query", "pattern"}:
             raise BadRequest("bad_parameter", "give exactly one of query=NAME or pattern=GLOB ('*' and '?')")
@@ -140,18 +160,48 @@ class Api:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encoder(self._rooms.metrics.registry), headers={"content-type": content_type})
 
-    def _admit(self, request: Request) -> tuple[Principal, Quota]:
-        """Who asks, and one request off their quota."""
-        state = request.scope["state"]
+    def _admit(self, scope: Scope) -> tuple[Principal, Quota]:
+        """Who asks, and one request off their quota (once per request, whichever room asks first)."""
+        state = scope["state"]
         principal: Principal = state["principal"]
-        quota = self._rooms.limiter.spend(state["endpoint"], principal.client)
-        state["quota"] = quota
+        quota: Quota | None = state.get("quota")
+        if quota is None:
+            quota = state["quota"] = self._rooms.limiter.spend(state["endpoint"], principal.client)
         return principal, quota
 
 
-def _arguments(request: Request) -> tuple[str, list[tuple[str, str]], Format]:
-    """The raw query string, its pairs without `format`, and the format to answer in."""
-    raw: bytes = request.scope["query_string"]
+class HotPath:
+    """ASGI layer before the router: answers fresh named queries from memory, passes everything else on.
+
+    A hit needs no routing, no request object and no await; going through the framework would cost more than the answer.
+    """
+
+    def __init__(self, app: ASGIApp, named_hit: Callable[[Scope], Response | None]) -> None:
+        self._app = app
+        self._named_hit = named_hit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on."""
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["state"]["endpoint"] == QUERY:
+            response = self._named_hit(scope)
+            if response is not None:
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """All values of a header, joined; empty without one."""
+    found = b""
+    for key, value in scope["headers"]:
+        if key == name:
+            found = found + b"," + value if found else value
+    return found
+
+
+def _arguments(scope: Scope) -> tuple[list[tuple[str, str]], Format]:
+    """The query string's pairs without `format`, and the format to answer in."""
+    raw: bytes = scope["query_string"]
     if len(raw) > _MAX_QUERY_STRING_BYTES:
         raise BadRequest("query_string_too_long", f"the query string is longer than {_MAX_QUERY_STRING_BYTES} bytes")
     text = raw.decode("latin-1")
@@ -164,13 +214,13 @@ def _arguments(request: Request) -> tuple[str, list[tuple[str, str]], Format]:
     formats = [value for name, value in pairs if name == "format"]
     if len(formats) > 1:
         raise BadRequest("repeated_parameter", "parameter 'format' is given more than once; give it once")
-    fmt = negotiate(request.headers.get("accept", ""), formats[0] if formats else None)
-    return text, [pair for pair in pairs if pair[0] != "format"], fmt
+    fmt = negotiate(_header(scope, b"accept").decode("latin-1"), formats[0] if formats else None)
+    return [pair for pair in pairs if pair[0] != "format"], fmt
 
 
-def _wants_no_cache(request: Request) -> bool:
-    control = request.headers.get("cache-control", "")
-    return "no-cache" in control or "no-store" in control
+def _wants_no_cache(scope: Scope) -> bool:
+    control = _header(scope, b"cache-control")
+    return b"no-cache" in control or b"no-store" in control
 
 
 async def unless_gone(request: Request, asked: Coroutine[Any, Any, _T]) -> _T:
@@ -251,7 +301,7 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _respond(request: Request, result: Result, quota: Quota) -> Response:
+def _respond(scope: Scope, result: Result, quota: Quota) -> Response:
     """The result with its freshness headers, or 304 when the client holds it already."""
     served, entry = result.served, result.served.entry
     now = time.time()
@@ -271,7 +321,7 @@ def _respond(request: Request, result: Result, quota: Quota) -> Response:
         _VARY,
         *quota.headers(),
     ]
-    log = request.scope["state"]["log"]
+    log = scope["state"]["log"]
     log.update(
         query=result.query, snapshot=result.snapshot_id, cache=served.result, tier=served.tier, rows=entry.row_count
     )
@@ -283,27 +333,35 @@ def _respond(request: Request, result: Result, quota: Quota) -> Response:
         log.update(queue_seconds=round(queue, 6), engine_seconds=round(engine, 6), encode_seconds=round(encode, 6))
     else:
         headers.append((b"server-timing", b"cache;desc=" + served.tier.encode()))
-    if _matches(request.headers.get("if-none-match"), entry.etag):
-        return _raw(b"", 304, headers)
+    if _matches(_header(scope, b"if-none-match"), entry.etag):
+        return _Ready(b"", 304, headers)
     body = entry.raw()
     headers.append((b"content-length", b"%d" % len(body)))
-    return _raw(body, 200, headers)
+    return _Ready(body, 200, headers)
 
 
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    if if_none_match is None:
+def _matches(if_none_match: bytes, etag: str) -> bool:
+    if not if_none_match:
         return False
-    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.split(","))
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.decode("latin-1").split(","))
 
 
-def _raw(body: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> Response:
-    response = Response(status_code=status)
-    response.body = body
-    response.raw_headers = headers
-    return response
+class _Ready(Response):
+    """A response whose bytes and headers are complete: sent as they are."""
+
+    def __init__(self, body: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code = status
+        self.body = body
+        self.raw_headers = headers
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def _json(document: object, quota: Quota | None = None, *extra: tuple[bytes, bytes]) -> Response:
     body = orjson.dumps(document, default=str)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *extra]
-    return _raw(body, 200, [*headers, (b"cache-control", b"no-store"), *(quota.headers() if quota else [])])
+    return _Ready(body, 200, [*headers, (b"cache-control", b"no-store"), *(quota.headers() if quota else [])])

@@ -24,7 +24,7 @@ from .faults import FaultInjection
 from .metrics import Metrics
 from .query_service import QueryService
 from .rate_limit import ClientLimiter
-from .settings import Settings
+from .settings import Settings, available_memory_bytes
 from .snapshot import SnapshotStore
 from .telemetry import Telemetry, send_problem
 
@@ -34,6 +34,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
     """The service as an ASGI application. Opens nothing before its lifespan starts."""
     metrics = Metrics(version=__version__, duckdb_version=duckdb.__version__)
+    metrics.memory_limit.set(available_memory_bytes())
     app = FastAPI(lifespan=_lifespan(settings, catalogue, metrics), openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _framework_refusal)
@@ -41,7 +42,14 @@ def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
     metrics.prepare(
         catalogue.queries, [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
     )
-    inner: ASGIApp = FaultInjection(app) if settings.fault_injection else app
+
+    # The handlers exist only while the lifespan runs; the hot path finds them on the application's state.
+    def named_hit(scope: Scope) -> Response | None:
+        handlers: api.Api = app.state.handlers
+        return handlers.named_hit(scope)
+
+    hot: ASGIApp = api.HotPath(app, named_hit)
+    inner = FaultInjection(hot) if settings.fault_injection else hot
     return Telemetry(inner, settings=settings, metrics=metrics, endpoint_of=api.endpoint_of)
 
 
@@ -51,7 +59,8 @@ def _lifespan(settings: Settings, catalogue: Catalogue, metrics: Metrics) -> Cal
         store, cache, engine = SnapshotStore(settings, metrics), Cache(settings, metrics), Engine(settings, metrics)
         limiter = ClientLimiter(settings, metrics)
         service = QueryService(catalogue, store, cache, engine, metrics)
-        _add_routes(app, api.Api(api.Rooms(settings, metrics, store, cache, limiter, service)))
+        app.state.handlers = api.Api(api.Rooms(settings, metrics, store, cache, limiter, service))
+        _add_routes(app, app.state.handlers)
         await store.refresh()
         cache.start()
         tasks = [asyncio.create_task(store.watch())]
@@ -109,10 +118,7 @@ class _ProblemResponse(Response):
         self._problem, self._extra = problem, extra
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = scope["state"]
-        state["log"]["code"] = self._problem.code
-        quota = state.get("quota")
-        await send_problem(self._problem, state["request_id"], send, *self._extra, *(quota.headers() if quota else ()))
+        await send_problem(self._problem, scope["state"], send, *self._extra)
 
 
 async def _problem(request: Request, error: Exception) -> Response:

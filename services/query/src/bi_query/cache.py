@@ -294,9 +294,8 @@ class Cache:
         return False
 
     def _count(self, served: Served) -> None:
-        self._metrics.cache_requests.labels(served.entry.query, served.result, served.tier).inc()
-        if served.result in ("hit", "stale", "coalesced"):
-            self._metrics.cache_saved_seconds.labels(served.entry.query).inc(served.entry.engine_seconds)
+        saved = served.entry.engine_seconds if served.result in ("hit", "stale", "coalesced") else 0.0
+        self._metrics.count_cache(served.entry.query, served.result, served.tier, saved)
 
     def _spawn(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)

@@ -11,7 +11,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 REQUEST_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ENGINE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -57,6 +65,9 @@ class Metrics:
     def __init__(self, *, version: str = "", duckdb_version: str = "") -> None:
         self.registry = CollectorRegistry()
         self.users = ActiveUsers()
+        self._request_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._cache_children: dict[tuple[str, str, str], tuple[Counter, Counter]] = {}
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # half the series, and nothing reads them
         ProcessCollector(registry=self.registry)
         self._http()
         self._cache()
@@ -82,6 +93,9 @@ class Metrics:
             registry=self.registry,
         )
         self.http_in_progress = self._gauge("http_requests_in_progress", "Requests being answered now.")
+        self.memory_limit = self._gauge(
+            "bi_memory_limit_bytes", "Memory this process may use: the container's, else the host's."
+        )
         active = self._gauge("active_users", "Distinct clients (API key, else address) seen in the last 5 minutes.")
         active.set_function(self.users.count)
         self.llm_tokens = self._counter("llm_tokens_total", "Tokens used by the language model.", ("model",))
@@ -158,6 +172,26 @@ class Metrics:
             "bi_publish_last_success_timestamp_seconds", "When it last succeeded."
         )
         self.publish_duration = self._gauge("bi_publish_duration_seconds", "How long the last publish took.")
+
+    def observe_request(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """Count one answered request and its duration."""
+        key = (method, endpoint, status)
+        children = self._request_children.get(key)
+        if children is None:  # labels() costs microseconds, and every request pays it
+            children = self.http_requests.labels(method, endpoint, str(status)), self.http_duration.labels(endpoint)
+            self._request_children[key] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def count_cache(self, query: str, result: str, tier: str, saved_seconds: float) -> None:
+        """Count one cache look-up and the engine seconds it saved."""
+        key = (query, result, tier)
+        children = self._cache_children.get(key)
+        if children is None:
+            children = self.cache_requests.labels(query, result, tier), self.cache_saved_seconds.labels(query)
+            self._cache_children[key] = children
+        children[0].inc()
+        children[1].inc(saved_seconds)
 
     def prepare(self, queries: Iterable[str], endpoints: Iterable[tuple[str, str]]) -> None:
         """Create the bounded label sets at zero, so that the first error ever is visible to `rate()`.

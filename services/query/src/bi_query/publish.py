@@ -130,7 +130,8 @@ def _build(
     for leftover in path.parent.glob(".*.building*"):
         leftover.unlink()
     config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{settings.effective_engine_memory_bytes}B", "temp_directory": str(spill),
+        "memory_limit": f"{settings.effective_engine_memory_bytes}B",
+        "temp_directory": str(spill),
     }
     seen = unchanged_since(sources)
     try:

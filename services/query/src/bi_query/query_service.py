@@ -24,7 +24,6 @@ from .sql_guard import GuardedSql, SqlGuard
 
 _REMEMBERED_SQL = 2048
 _REMEMBERED_SQL_CHARS = 4096
-_REMEMBERED_BINDINGS = 8192
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Bound:
+class Bound:
+    """A named query with its values; `text` is their canonical form."""
+
     query: NamedQuery
     values: Mapping[str, object]
     text: str
@@ -56,7 +57,6 @@ class QueryService:
         self._cache = cache
         self._engine = engine
         self._metrics = metrics
-        self._bindings: OrderedDict[tuple[str, str], _Bound] = OrderedDict()
         self._guarded: OrderedDict[tuple[str, str], GuardedSql] = OrderedDict()
         self._guard: tuple[str, SqlGuard] | None = None
         # Parsing is DuckDB's work too: it must not hold up the event loop, nor queue behind queries.
@@ -69,20 +69,13 @@ class QueryService:
         except KeyError:
             raise NotFound("unknown_query", f"no query named {name[:80]!r}; GET /api/v1/queries lists them") from None
 
-    def bind(self, name: str, arguments_text: str, pairs: Iterable[tuple[str, str]]) -> _Bound:
-        """Validated parameters of a named query; `arguments_text` is the raw form of `pairs`, remembered."""
-        memo = (name, arguments_text)
-        bound = self._bindings.get(memo)
-        if bound is None:
-            query = self.query(name)
-            values = bind(query.parameters, pairs)
-            bound = _Bound(query, values, canonical_text(values))
-            self._bindings[memo] = bound
-            if len(self._bindings) > _REMEMBERED_BINDINGS:
-                self._bindings.popitem(last=False)
-        return bound
+    def bind(self, name: str, pairs: Iterable[tuple[str, str]]) -> Bound:
+        """A named query with validated parameters. Raises `NotFound` or `BadRequest`."""
+        query = self.query(name)
+        values = bind(query.parameters, pairs)
+        return Bound(query, values, canonical_text(values))
 
-    def named_if_fresh(self, bound: _Bound, fmt: Format, scope: str) -> Result | None:
+    def named_if_fresh(self, bound: Bound, fmt: Format, scope: str) -> Result | None:
         """The answer, if this process holds a fresh one. Never waits."""
         snapshot = self._store.current
         entry = self._cache.fresh_in_memory(self._named_key(snapshot, bound, fmt, scope))
@@ -91,14 +84,14 @@ class QueryService:
         served = Served(entry, "hit", "memory")
         return Result(served, snapshot.id, bound.query.name, fmt, bound.query.freshness)
 
-    async def named(self, bound: _Bound, fmt: Format, scope: str, *, bypass: bool) -> Result:
+    async def named(self, bound: Bound, fmt: Format, scope: str, *, bypass: bool) -> Result:
         """A named query's answer."""
         query, snapshot = bound.query, self._store.current
         key = self._named_key(snapshot, bound, fmt, scope)
         job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds)
         return await self._serve(snapshot, key, job, query.freshness, bypass)
 
-    def _named_key(self, snapshot: Snapshot, bound: _Bound, fmt: Format, scope: str) -> CacheKey:
+    def _named_key(self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str) -> CacheKey:
         return CacheKey(snapshot.id, scope, bound.query.name, bound.text, fmt, bound.query.digest)
 
     async def ad_hoc(self, sql: str, params: Mapping[str, object], fmt: Format, scope: str, *, bypass: bool) -> Result:

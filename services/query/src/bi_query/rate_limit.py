@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import lru_cache
 
 from limits import RateLimitItem, parse_many
 from limits.storage import Storage
@@ -38,6 +38,12 @@ return {value, redis.call('pttl', KEYS[1])}
 """
 
 
+@lru_cache(maxsize=65_536)
+def bucket_key(item: RateLimitItem, route: str, client: str) -> str:
+    """The name of a client's bucket on a route, as slowapi's limiter makes it."""
+    return item.key_for(route, client)
+
+
 @dataclass
 class _Window:
     count: int
@@ -48,7 +54,7 @@ class _Window:
 class WindowStorage(Storage):
     """Fixed windows in memory, for one event loop; `unshared` hits wait there for the next exchange with Redis."""
 
-    STORAGE_SCHEME: ClassVar = ["bi-window"]
+    STORAGE_SCHEME = ["bi-window"]  # noqa: RUF012 - the base class declares it so
 
     def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **_: str) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions)
@@ -154,9 +160,12 @@ class ClientLimiter(Limiter):
         """Take one request off `client`'s quota on `route` (a template). Raises `RateLimited` when there is none left."""
         tightest: Quota | None = None
         for item in self._routes.get(route, self._default):
-            allowed = self.limiter.hit(item, route, client)
-            quota = self._quota(item, route, client)
-            if not allowed:
+            key = bucket_key(item, route, client)
+            # What the limiter's fixed-window strategy does in hit(), with the key made once.
+            count = self.windows.incr(key, item.get_expiry())
+            reset = max(1, math.ceil(self.windows.get_expiry(key) - time.time()))
+            quota = Quota(item.amount, max(0, item.amount - count), reset, item.get_expiry())
+            if count > item.amount:
                 self._metrics.rate_limit_rejections.labels(route).inc()
                 raise RateLimited(
                     "rate_limited",
@@ -168,12 +177,6 @@ class ClientLimiter(Limiter):
                 tightest = quota
         assert tightest is not None  # noqa: S101 - parse_many never gives an empty list
         return tightest
-
-    def _quota(self, item: RateLimitItem, route: str, client: str) -> Quota:
-        key = item.key_for(route, client)
-        remaining = max(0, item.amount - self.windows.get(key))
-        reset = max(1, math.ceil(self.windows.get_expiry(key) - time.time()))
-        return Quota(item.amount, remaining, reset, item.get_expiry())
 
     async def share(self) -> None:
         """Exchange counts with the other replicas through Redis, for ever. Redis away: local counts go on."""

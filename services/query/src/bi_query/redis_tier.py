@@ -117,7 +117,7 @@ class RedisTier:
         self._on_invalidate = on_invalidate
         self._client = connect(settings)
         self._breaker = CircuitBreaker(metrics.cache_redis_circuit_open)
-        self._origin = f"{random.getrandbits(64):016x}"  # noqa: S311 - tells processes apart, no secret
+        self._origin = f"{random.getrandbits(64):016x}"
         self._unsent: list[str] = []
         self._timeout_seconds = settings.redis_timeout_seconds
         metrics.cache_redis_configured.set(1)

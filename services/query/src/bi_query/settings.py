@@ -95,7 +95,7 @@ class Settings(BaseSettings):
 
         DuckDB's own default looks at the machine, not the cgroup, and over-commits a container.
         """
-        return self.engine_memory_bytes or int(_available_memory_bytes() * 0.7)
+        return self.engine_memory_bytes or int(available_memory_bytes() * 0.7)
 
     @cached_property
     def effective_spill_dir(self) -> Path:
@@ -123,7 +123,8 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigurationError("settings:\n  " + "\n  ".join(lines)) from error
 
 
-def _available_memory_bytes() -> int:
+def available_memory_bytes() -> int:
+    """Memory this process may use: the cgroup's limit, else the machine's."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in _CGROUP_MEMORY_FILES:
         try:

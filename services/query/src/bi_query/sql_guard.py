@@ -89,9 +89,7 @@ class SqlGuard:
             walk = Walk(self._relations)
             walk.run(statement)
         except TreeError as refusal:
-            raise SqlRefused(
-                refusal.code, refusal.detail, position=_characters(data, refusal.offset)
-            ) from None
+            raise SqlRefused(refusal.code, refusal.detail, position=_characters(data, refusal.offset)) from None
         return GuardedSql(
             sql=data.decode(),
             normalised=_LOCATION.sub("", tree_json),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import re
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE_STATUS = 499
+_FLUSH_SECONDS = 0.1
+_FLUSH_LINES = 500
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
@@ -55,10 +59,28 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def write_request_line(fields: Mapping[str, Any]) -> None:
-    """The request log: one JSON line on standard output."""
-    sys.stdout.buffer.write(orjson.dumps(fields) + b"\n")
-    sys.stdout.buffer.flush()
+class RequestLog:
+    """The request log: JSON lines on standard output, written a few at a time, at most `_FLUSH_SECONDS` late."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    def __call__(self, fields: Mapping[str, Any]) -> None:
+        """Add a line (event loop only)."""
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
+        self._lines.append(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+        if len(self._lines) >= _FLUSH_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered. A reader that went away must not take the service with it."""
+        lines, self._lines = self._lines, []
+        try:
+            sys.stdout.buffer.write(b"".join(lines))
+            sys.stdout.buffer.flush()
+        except (OSError, ValueError):
+            logger.debug("request log not written")
 
 
 class Telemetry:
@@ -71,13 +93,13 @@ class Telemetry:
         settings: Settings,
         metrics: Metrics,
         endpoint_of: Callable[[str], str],
-        write_line: Callable[[Mapping[str, Any]], None] = write_request_line,
+        write_line: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._endpoint_of = endpoint_of
-        self._write_line = write_line
+        self._write_line = write_line or RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
@@ -110,29 +132,25 @@ class Telemetry:
             sent["status"] = sent["status"] or _CLIENT_GONE_STATUS
             raise
         except Exception as error:
-            await self._fail(error, fields, sent, send_counted, request_id)
+            await self._fail(error, scope, sent, send_counted)
         finally:
             self._metrics.http_in_progress.dec()
             self._record(scope, endpoint, sent, time.perf_counter() - started, fields)
 
-    async def _fail(
-        self, error: Exception, fields: dict[str, Any], sent: dict[str, int], send: Send, request_id: str
-    ) -> None:
-        problem = error
+    async def _fail(self, error: Exception, scope: Scope, sent: Mapping[str, int], send: Send) -> None:
+        problem, state = error, scope["state"]
         if not isinstance(problem, ProblemError):
-            logger.exception("unexpected error", extra={"fields": {"request_id": request_id}})
+            logger.exception("unexpected error", extra={"fields": {"request_id": state["request_id"]}})
             problem = ProblemError("internal_error", "something went wrong here; the request id finds it in the log")
-        fields["code"] = problem.code
         if not sent["status"]:
-            await send_problem(problem, request_id, send)
+            await send_problem(problem, state, send)
 
     def _record(
         self, scope: Scope, endpoint: str, sent: Mapping[str, int], seconds: float, fields: Mapping[str, Any]
     ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         status = sent["status"] or _CLIENT_GONE_STATUS
-        self._metrics.http_requests.labels(method, endpoint, str(status)).inc()
-        self._metrics.http_duration.labels(endpoint).observe(seconds)
+        self._metrics.observe_request(method, endpoint, status, seconds)
         path = scope["path"]
         if path in _QUIET:
             return
@@ -157,17 +175,20 @@ class Telemetry:
         )
 
 
-async def send_problem(problem: ProblemError, request_id: str, send: Send, *extra: tuple[bytes, bytes]) -> None:
-    """Send `problem` as `application/problem+json`."""
-    body = orjson.dumps(problem.document(request_id))
+async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send, *extra: tuple[bytes, bytes]) -> None:
+    """Send `problem` as `application/problem+json`, with the quota headers of a request that got so far."""
+    state["log"]["code"] = problem.code
+    quota = state.get("quota")
+    body = orjson.dumps(problem.document(state["request_id"]))
     headers = [
         (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
         *extra,
+        *(quota.headers() if quota else ()),
     ]
     if problem.retry_after_seconds is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_seconds))))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_seconds))))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -176,8 +197,13 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return bytes(value).decode()
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _iso(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
