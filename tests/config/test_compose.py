@@ -183,6 +183,10 @@ def used_with_default() -> dict[str, str]:
     return dict(re.findall(r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}", COMPOSE_FILE.read_text()))
 
 
+def test_every_variable_has_a_default_or_is_optional_by_form() -> None:
+    assert re.findall(r"(?<!\$)\$\{[A-Z0-9_]+(?![A-Z0-9_]|:-|:\+)[^}]*\}|(?<!\$)\$[A-Z]\w*", COMPOSE_FILE.read_text()) == []
+
+
 def passed_through() -> set[str]:
     return set(re.findall(r"^\s+(BI_[A-Z0-9_]+):$", COMPOSE_FILE.read_text(), re.MULTILINE))
 
