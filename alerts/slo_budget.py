@@ -20,6 +20,8 @@ from slo_common import (
 
 # The groups' own evaluation interval: sums of rates are multiplied by it, so it is fixed and not inherited.
 STEP_SECONDS = 60
+# Where the burn rates over the windows of a severity are drawn.
+PANELS = {"critical": "/d/bi-slo?viewPanel=panel-20", "warning": "/d/bi-slo?viewPanel=panel-21"}
 BAD, TOTAL = "slo:sli_bad_requests:rate5m", "slo:sli_requests:rate5m"
 
 
@@ -130,7 +132,7 @@ def burn_rule(spec: Spec, item: Objective, severity: str) -> Rule:
         "alert": alert,
         "expr": "\nor\n".join(burning(item, pair, spec["minimum"]["bad_requests"]) for pair in pairs),
         "labels": {"severity": severity, "sloth_severity": pairs[0]["sloth_severity"], "slo": item.name},
-        "annotations": notes(spec, alert, summary, description, "/d/bi-slo"),
+        "annotations": notes(spec, alert, summary, description, PANELS[severity]),
     }
 
 

@@ -88,8 +88,10 @@ def request_thresholds(spec: Spec) -> list[Rule]:
     too_many = f"bi:api_error:ratio > {plain(ratio(error))}\n{traffic}"
     too_slow = f"bi:api_latency_seconds:p95 > {p95}\n{traffic}"
     return [
-        threshold(spec, "ApiErrorRateHigh", too_many, alerting["for"], critical, "/d/bi-service", failing),
-        threshold(spec, "ApiLatencyHigh", too_slow, alerting["for"], warning, "/d/bi-service", slow),
+        threshold(
+            spec, "ApiErrorRateHigh", too_many, alerting["for"], critical, "/d/bi-service?viewPanel=panel-3", failing
+        ),
+        threshold(spec, "ApiLatencyHigh", too_slow, alerting["for"], warning, "/d/bi-service?viewPanel=panel-30", slow),
     ]
 
 
@@ -111,8 +113,8 @@ def data_thresholds(spec: Spec) -> list[Rule]:
     age = f"time() - max({published} > 0) > {hours * 3600}"
     cache, data = {"severity": "warning", "slo": "cache"}, {"severity": "warning", "slo": "data"}
     return [
-        threshold(spec, "CacheHitRateLow", low, hold, cache, "/d/bi-cache", missing),
-        threshold(spec, "SnapshotTooOld", age, "5m", data, "/d/bi-engine", old),
+        threshold(spec, "CacheHitRateLow", low, hold, cache, "/d/bi-cache?viewPanel=panel-10", missing),
+        threshold(spec, "SnapshotTooOld", age, "5m", data, "/d/bi-engine?viewPanel=panel-5", old),
     ]
 
 
