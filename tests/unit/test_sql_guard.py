@@ -12,9 +12,18 @@ import pytest
 from bi_query.errors import SqlRefused
 from bi_query.sql_functions import EXPRESSION_FUNCTIONS, PARSER_FUNCTIONS, TABLE_FUNCTIONS
 from bi_query.sql_guard import SqlGuard
-from hostile_sql import FUNCTIONS, HOSTILE, PARAMETER_VALUES, SNAPSHOT_SQL, SPELLINGS, VALID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.unit.hostile_sql import (
+    ARGUMENTS,
+    FUNCTIONS,
+    HOSTILE,
+    PARAMETER_VALUES,
+    SNAPSHOT_SQL,
+    SPELLINGS,
+    VALID,
+)
 
 RELATIONS = ["products", "sales", "prices", "monthly", "Weekly Sales", "sales_by_store"]
 GUARD = SqlGuard(RELATIONS)
@@ -59,6 +68,13 @@ def test_every_spelling_hides_what_the_same_text_without_it_may_do() -> None:
     """Guards the table itself: a text refused for another reason than its function would prove nothing."""
     for sql in SPELLINGS:
         GUARD.check(sql.replace("getenv", "lower").replace("GETENV", "LOWER").replace("GeTeNv", "LoWeR"))
+
+
+def test_a_refused_argument_is_named_with_what_it_must_be() -> None:
+    assert refusal("select repeat('x', $n)").detail == (
+        "Argument 2 of repeat must be written out as a whole number up to 10000."
+    )
+    assert "lambda x:" in refusal("select list_filter([1], x -> x > 0)").detail
 
 
 # Positions and details
@@ -197,7 +213,8 @@ def test_no_dangerous_function_is_allowed() -> None:
         checkpoint force_checkpoint error assert_true finalize combine stats version current_database
         current_user session_user user current_catalog in_search_path histogram_values invoke to_aggregate_state
         remap_struct cast_to_type make_type replace_type parse_duckdb_log_message get_block_size
-        current_connection_id current_transaction_id copy_database import_database vector_type
+        current_connection_id current_transaction_id copy_database reservoir_quantile json_group_structure
+        list_resize array_resize bitstring damerau_levenshtein import_database vector_type
     """
     allowed = EXPRESSION_FUNCTIONS | TABLE_FUNCTIONS
     assert allowed & set(names.split()) == set()
@@ -224,7 +241,7 @@ def test_every_other_function_of_this_duckdb_is_refused_in_an_expression() -> No
 
 FRAGMENTS = ["(", ")", "[", "]", "'", '"', ";", "--", "/*", "*/", "$$", ",", "::", "->", "\0", "é", "😀", "\udc80"]
 WORDS = ["select", "from", "with", "x as", "pivot", "in", "not", "case", "over", "lambda x:", "union", "$a", "?", "1e9"]
-seed_texts = st.sampled_from([*VALID, *SPELLINGS, *FUNCTIONS]).filter(lambda text: len(text) < 500)
+seed_texts = st.sampled_from([*VALID, *SPELLINGS, *FUNCTIONS, *ARGUMENTS]).filter(lambda text: len(text) < 500)
 
 
 @st.composite

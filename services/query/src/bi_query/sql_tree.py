@@ -12,7 +12,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from .sql_functions import AGGREGATE_BY_NAME, AGGREGATES, EXPRESSION_FUNCTIONS, TABLE_FUNCTIONS
+from .sql_arguments import TYPES, broken_rule, json_path, literal
+from .sql_functions import EXPRESSION_FUNCTIONS, TABLE_FUNCTIONS
 
 _EXPRESSION_CLASSES_TEXT = """
 BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA OPERATOR PARAMETER
@@ -98,6 +99,10 @@ class Walk:
         skip: tuple[str, ...] = ("cte_map",)
         if kind in ("FUNCTION", "WINDOW"):
             _check_function(node, EXPRESSION_FUNCTIONS, "", offset)
+        elif kind == "TYPE":
+            _check_type(node, offset)
+        elif kind == "LAMBDA":
+            _check_arrow(node, offset)
         elif kind == "PARAMETER":
             self.parameters.add(node["identifier"])
         elif kind == "BASE_TABLE":
@@ -186,14 +191,22 @@ def _check_function(node: Node, allowed: frozenset[str], where: str, offset: int
         raise TreeError("forbidden_function", f"Function {_shown(name)} is not allowed{where}.", offset)
     if node.get("export_state"):
         raise TreeError("forbidden_construct", "EXPORT_STATE is not allowed.", offset)
-    if name in AGGREGATE_BY_NAME and (len(path) > 1 or not _names_an_aggregate(node["arguments"])):
-        detail = f"{name} needs an aggregate's name as a plain string: {name}(x, 'sum')."
-        raise TreeError("forbidden_function", detail, offset)
+    wrong = broken_rule(name, len(path) > 1, node["arguments"]) if allowed is EXPRESSION_FUNCTIONS else None
+    if wrong is not None:
+        raise TreeError("forbidden_function", wrong, offset)
 
 
-def _names_an_aggregate(arguments: list[Node]) -> bool:
-    literal = arguments[1]["expression"].get("literal") if len(arguments) > 1 else None
-    return literal is not None and literal["kind"] == "STRING" and fold(literal["text"]) in AGGREGATES
+def _check_type(node: Node, offset: int | None) -> None:
+    path = [fold(part) for part in node["qualified_name"]["path"]]
+    if len(path) != 1 or path[0] != fold(node["type_name"]) or path[0] not in TYPES:
+        raise TreeError("forbidden_construct", f"Type {_shown('.'.join(path))} is not allowed.", offset)
+
+
+def _check_arrow(node: Node, offset: int | None) -> None:
+    """To the parser `x -> y` is a lambda in its old spelling, which DuckDB 2 binds as JSON extraction only."""
+    if node["syntax_type"] == "SINGLE_ARROW" and not literal(node["expr"], json_path):
+        detail = "After -> a JSON key or path must be written out; a lambda is written lambda x: ..."
+        raise TreeError("forbidden_construct", detail, offset)
 
 
 def _check_show(node: Node, offset: int | None) -> None:
