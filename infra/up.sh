@@ -10,12 +10,12 @@ if [ -f .stack/images.env ]; then infra/images.sh --own; else infra/images.sh; f
 
 started=$SECONDS
 if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1; then
-  tail -n 5 .stack/up.log >&2
+  tail -n 3 .stack/up.log >&2
   echo "up: not healthy; what each service says of itself:" >&2
   compose ps -a --format '{{.Service}}\t{{.Status}}' >&2
   while read -r service; do
     echo "--- $service, last lines" >&2
-    compose logs --no-log-prefix --tail 15 "$service" >&2
+    compose logs --no-log-prefix --tail 5 "$service" 2>&1 | cut -c 1-600 >&2
   done < <(compose ps -a --format '{{.Service}}\t{{.Status}}' | grep -vE '\(healthy\)|Exited \(0\)' | cut -f1 | sort -u)
   exit 1
 fi
