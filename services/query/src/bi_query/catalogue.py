@@ -1,50 +1,39 @@
-"""The catalogue: models and named queries as SQL files with YAML front matter. Load, validate, bind.
+"""The catalogue: models and named queries as SQL files with YAML front matter. Load and validate.
 
-Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.yaml`. A file's first comment is its
-front matter, between `/*---` and `---*/`. Problems are collected, not raised one by one, each with file and line.
+Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.yaml`. Problems are collected, not
+raised one by one, each with file and line.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import duckdb
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ConfigurationError
+from .front_matter import (
+    FRONT_MATTER_OPEN,
+    NAME,
+    CatalogueError,
+    CatalogueFile,
+    Problem,
+    SelectParser,
+    read_sql_files,
+    read_yaml,
+    validated,
+)
 from .parameters import Parameter
 
-FRONT_MATTER_OPEN = "/*---"
-FRONT_MATTER_CLOSE = "---*/"
-NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+__all__ = ["Catalogue", "CatalogueError", "Freshness", "Model", "NamedQuery", "Problem", "load_catalogue"]
+
 AD_HOC_CLASS = "ad_hoc"
-_Header = TypeVar("_Header", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a catalogue, at a 1-based line of a file."""
-
-    path: Path
-    line: int
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.message}"
-
-
-class CatalogueError(ConfigurationError):
-    """A catalogue that cannot be served; `problems` lists everything found."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
+_RESERVED_NAMES = frozenset({"ad_hoc"})  # the `query` label of ad-hoc SQL
+_RESERVED_PARAMETERS = frozenset({"format"})  # ?format= chooses the answer's format
 
 
 class Freshness(BaseModel):
@@ -63,7 +52,7 @@ class _QueryHeader(BaseModel):
     title: str = Field(min_length=1, max_length=200)
     description: str = ""
     freshness: str
-    timeout_seconds: float | None = Field(None, gt=0)
+    timeout_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -127,145 +116,67 @@ class Catalogue:
         return self.freshness.get(AD_HOC_CLASS, DEFAULT_AD_HOC_FRESHNESS)
 
 
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    header: Any
-    header_node: yaml.Node | None
-    header_line: int
-    sql: str
-    sql_line: int
-
-    def line_of(self, *keys: object) -> int:
-        """Line of the innermost front-matter key of `keys` that exists."""
-        node, line = self.header_node, self.header_line
-        for key in keys:
-            if not isinstance(node, yaml.MappingNode):
-                break
-            for key_node, value_node in node.value:
-                if key_node.value == str(key):
-                    node, line = value_node, self.header_line + key_node.start_mark.line
-                    break
-            else:
-                break
-        return line
-
-
 def load_catalogue(folder: Path | None) -> Catalogue:
     """Read and validate a catalogue folder (None: an empty catalogue). Raises `CatalogueError` with every problem."""
     if folder is None:
         return Catalogue()
-    if not folder.is_dir():
+    if not any((folder / part).exists() for part in ("queries", "models", "freshness.yaml")):
+        what = "holds no queries/, models/ or freshness.yaml" if folder.is_dir() else "does not exist"
         raise ConfigurationError(
-            f"catalogue folder {folder} does not exist; set BI_CATALOGUE_DIR to a folder with queries/*.sql"
+            f"catalogue folder {folder} {what}; set BI_CATALOGUE_DIR to a folder with queries/NAME.sql"
         )
     problems: list[Problem] = []
     freshness = _load_freshness(folder / "freshness.yaml", problems)
-    models = {}
-    for file in _read_files(folder / "models", problems):
-        if (model := _model(file, problems)) is not None:
-            models[model.name] = model
-    queries = {}
-    for file in _read_files(folder / "queries", problems):
-        if (query := _query(file, freshness, problems)) is not None:
-            queries[query.name] = query
+    models, queries = {}, {}
+    with SelectParser() as parser:
+        for file in read_sql_files(folder / "models", problems):
+            if (model := _model(file, parser, problems)) is not None:
+                models[model.name] = model
+        for file in read_sql_files(folder / "queries", problems):
+            if (query := _query(file, parser, freshness, problems)) is not None:
+                queries[query.name] = query
     if problems:
         raise CatalogueError(problems)
     return Catalogue(models, queries, freshness)
 
 
 def _load_freshness(path: Path, problems: list[Problem]) -> dict[str, Freshness]:
-    if not path.exists():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.safe_load(text) or {}
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.append(Problem(path, _yaml_line(error), f"not readable YAML: {error}"))
-        return {}
-    if not isinstance(document, dict):
-        problems.append(Problem(path, 1, "expected a mapping of class name to fresh_seconds and stale_seconds"))
-        return {}
-    file = _File(path, document, node, 1, "", 1)
+    file = read_yaml(path, problems) if path.exists() else None
     classes = {}
-    for name, value in document.items():
-        try:
-            classes[str(name)] = Freshness.model_validate(value)
-        except ValidationError as error:
-            problems.extend(_validation_problems(file, error, (name,)))
+    for name in file.header if file is not None else ():
+        if file is not None and (freshness := validated(Freshness, file, problems, name)) is not None:
+            classes[str(name)] = freshness
     return classes
 
 
-def _read_files(folder: Path, problems: list[Problem]) -> Iterable[_File]:
-    for path in sorted(folder.glob("*.sql")):
-        if not NAME.fullmatch(path.stem):
-            problems.append(Problem(path, 1, "the file name must be lower_snake_case: it becomes the name"))
-            continue
-        try:
-            yield _split(path, path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            problems.append(Problem(path, 1 + _yaml_line(error), f"front matter is not YAML: {_yaml_text(error)}"))
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            problems.append(Problem(path, 1, str(error)))
-
-
-def _split(path: Path, text: str) -> _File:
-    start = len(text) - len(text.lstrip())
-    first_line = text.count("\n", 0, start) + 1
-    if not text.startswith(FRONT_MATTER_OPEN, start):
-        return _File(path, None, None, first_line, text[start:].strip(), first_line)
-    end = text.find(FRONT_MATTER_CLOSE, start)
-    if end < 0:
-        raise ValueError(f"front matter opens with {FRONT_MATTER_OPEN} but never closes with {FRONT_MATTER_CLOSE}")
-    header = text[start + len(FRONT_MATTER_OPEN) : end]
-    rest = text[end + len(FRONT_MATTER_CLOSE) :]
-    sql_start = len(text) - len(rest.lstrip())
-    node = yaml.compose(header, Loader=yaml.SafeLoader)
-    return _File(
-        path,
-        yaml.safe_load(header) or {},
-        node,
-        first_line,
-        text[sql_start:].strip(),
-        text.count("\n", 0, sql_start) + 1,
+def _model(file: CatalogueFile, parser: SelectParser, problems: list[Problem]) -> Model | None:
+    header = validated(_ModelHeader, file, problems)
+    used = parser.parameters(file, problems)
+    if header is None or used is None:
+        return None
+    if used:
+        problems.append(Problem(file.path, file.sql_line, f"a model takes no parameters; it uses ${min(used)}"))
+        return None
+    return Model(
+        file.path.stem, _bare(file.sql), file.path, file.sql_line, header.description.strip(), header.materialized
     )
 
 
-def _model(file: _File, problems: list[Problem]) -> Model | None:
-    header = _validated(_ModelHeader, file.header or {}, file, problems)
-    if header is None or _one_select(file, problems) is None:
-        return None
-    return Model(file.path.stem, _bare(file.sql), file.path, file.sql_line, header.description, header.materialized)
-
-
-def _query(file: _File, freshness: Mapping[str, Freshness], problems: list[Problem]) -> NamedQuery | None:
+def _query(
+    file: CatalogueFile, parser: SelectParser, freshness: Mapping[str, Freshness], problems: list[Problem]
+) -> NamedQuery | None:
     if file.header is None:
         problems.append(Problem(file.path, 1, f"no front matter: start the file with {FRONT_MATTER_OPEN} and a title"))
         return None
-    header = _validated(_QueryHeader, file.header, file, problems)
-    used = _one_select(file, problems)
+    before = len(problems)
+    if file.path.stem in _RESERVED_NAMES:
+        problems.append(Problem(file.path, 1, f"the name {file.path.stem!r} is taken by the service; rename the file"))
+    header = validated(_QueryHeader, file, problems)
+    used = parser.parameters(file, problems)
     if header is None or used is None:
         return None
-    before = len(problems)
-    parameters = {}
-    for name, declaration in header.parameters.items():
-        if not NAME.fullmatch(str(name)):
-            problems.append(
-                Problem(file.path, file.line_of("parameters", name), f"parameter {name!r} is not lower_snake_case")
-            )
-            continue
-        try:
-            parameters[name] = Parameter.declare(name, declaration)
-        except ValueError as error:
-            problems.append(Problem(file.path, file.line_of("parameters", name), f"parameter {name!r}: {error}"))
-    for name in sorted(used - set(header.parameters)):
-        problems.append(
-            Problem(file.path, file.sql_line, f"the SQL uses ${name}, which the front matter does not declare")
-        )
-    for name in sorted(set(header.parameters) - used):
-        message = f"parameter {name!r} is declared but the SQL never uses ${name}"
-        problems.append(Problem(file.path, file.line_of("parameters", name), message))
+    parameters = _parameters(file, header, problems)
+    _compare_parameters(file, set(header.parameters), used, problems)
     if header.freshness not in freshness:
         known = ", ".join(sorted(freshness)) or "none: add freshness.yaml"
         message = f"unknown freshness class {header.freshness!r} (known: {known})"
@@ -287,52 +198,47 @@ def _query(file: _File, freshness: Mapping[str, Freshness], problems: list[Probl
     )
 
 
+def _parameters(file: CatalogueFile, header: _QueryHeader, problems: list[Problem]) -> dict[str, Parameter]:
+    parameters = {}
+    for name, declaration in header.parameters.items():
+        fault = "" if NAME.fullmatch(name) else "the name is not lower_snake_case"
+        if name in _RESERVED_PARAMETERS:
+            fault = f"the name is taken: ?{name}= means something else"
+        try:
+            parameter = Parameter.declare(name, declaration)
+            fault = fault or _declaration_fault(parameter)
+        except (TypeError, ValueError) as error:
+            fault = fault or str(error)
+        if fault:
+            line = file.line_of("parameters", name)
+            problems.append(Problem(file.path, line, f"parameter {name!r}: {fault}"))
+        else:
+            parameters[name] = parameter
+    return parameters
+
+
+def _declaration_fault(parameter: Parameter) -> str:
+    """What a declaration says that can never be met, beyond what `Parameter` refuses itself."""
+    low, high = parameter.minimum, parameter.maximum
+    if any(isinstance(value, datetime) for value in (low, high, parameter.default, *parameter.examples)):
+        return "write dates without a time: 2017-01-31"
+    if low is not None and high is not None and low > high:
+        return f"minimum {low} is above maximum {high}"
+    if not all(isinstance(choice, str) for choice in parameter.choices):
+        return "choices must be texts; put quotes around them"
+    if not isinstance(parameter.max_length, int) or parameter.max_length < 1:
+        return "max_length must be a whole number from 1"
+    return ""
+
+
+def _compare_parameters(file: CatalogueFile, declared: set[str], used: frozenset[str], problems: list[Problem]) -> None:
+    for name in sorted(used - declared):
+        line = file.sql_line + file.sql[: max(0, file.sql.find(f"${name}"))].count("\n")
+        problems.append(Problem(file.path, line, f"the SQL uses ${name}, which the front matter does not declare"))
+    for name in sorted(declared - used):
+        message = f"parameter {name!r} is declared but the SQL never uses ${name}"
+        problems.append(Problem(file.path, file.line_of("parameters", name), message))
+
+
 def _bare(sql: str) -> str:
     return sql.rstrip().rstrip(";").rstrip()
-
-
-def _one_select(file: _File, problems: list[Problem]) -> frozenset[str] | None:
-    """The parameter names of the file's single SELECT, or None after noting what is wrong."""
-    if not file.sql:
-        problems.append(Problem(file.path, file.sql_line, "there is no SQL after the front matter"))
-        return None
-    try:
-        with duckdb.connect() as connection:
-            statements = connection.extract_statements(file.sql)
-    except duckdb.Error as error:
-        problems.append(Problem(file.path, file.sql_line + sql_error_line(str(error)), str(error).splitlines()[0]))
-        return None
-    if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI):
-        problems.append(Problem(file.path, file.sql_line, "expected exactly one SELECT statement"))
-        return None
-    return frozenset(statements[0].named_parameters)
-
-
-def sql_error_line(message: str) -> int:
-    """0-based line of a DuckDB error message's `LINE n:` marker, 0 without one."""
-    match = re.search(r"^LINE (\d+):", message, re.MULTILINE)
-    return int(match.group(1)) - 1 if match else 0
-
-
-def _validated(kind: type[_Header], value: object, file: _File, problems: list[Problem]) -> _Header | None:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        problems.extend(_validation_problems(file, error, ()))
-        return None
-
-
-def _validation_problems(file: _File, error: ValidationError, prefix: tuple[object, ...]) -> Iterable[Problem]:
-    for entry in error.errors():
-        keys = (*prefix, *entry["loc"])
-        where = ".".join(map(str, keys)) or "front matter"
-        yield Problem(file.path, file.line_of(*keys), f"{where}: {entry['msg']}")
-
-
-def _yaml_line(error: Exception) -> int:
-    mark = getattr(error, "problem_mark", None)
-    return int(mark.line) if mark is not None else 0
-
-
-def _yaml_text(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error).splitlines()[0]

