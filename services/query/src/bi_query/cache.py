@@ -11,31 +11,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from .catalogue import Freshness
 from .engine import Answer
-from .entries import CacheKey, Entry, compress, make_etag
+from .entries import LARGE_BYTES, CacheKey, Entry, compress, make_etag
+from .flights import LEASE_MS, Flight, Flights, take_turn
+from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
 from .metrics import Metrics
-from .redis_tier import RedisTier
+from .redis_tier import Lease, RedisTier
 from .settings import Settings
 
 CacheResult = Literal["hit", "miss", "stale", "coalesced", "bypass"]
 Tier = Literal["memory", "redis", "none"]
 Compute = Callable[[], Awaitable[Answer]]
 
-_LEASE_MS = 3000
-_POLL_FIRST_SECONDS, _POLL_MOST_SECONDS = 0.01, 0.1
 _REFRESH_RETRY_SECONDS = 5.0
 _JITTER = 0.1
-_REMEMBERED_INVALIDATIONS = 1000
+_REMEMBERED_FAILURES = 1000
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,6 @@ class Served:
     answer: Answer | None = None
 
 
-class _Flight:
-    """One computation and those who wait for it; it is cancelled when the last of them leaves."""
-
-    def __init__(self, task: asyncio.Task[Served]) -> None:
-        self.task = task
-        self.waiters = 0
-
-
 class Cache:
     """Answers by key, computing what is missing."""
 
@@ -64,15 +54,18 @@ class Cache:
         self._entry_max_bytes = settings.cache_entry_max_bytes
         self._memory = MemoryTier(settings.cache_memory_bytes, metrics)
         self._redis = RedisTier(settings, metrics, self._forget) if settings.redis_url else None
-        self._flights: dict[str, _Flight] = {}
+        self._flights: Flights[Served] = Flights()
         self._background: set[asyncio.Task[object]] = set()
         self._refresh_after: dict[str, float] = {}
-        self._invalidations: deque[tuple[float, re.Pattern[str] | None]] = deque(maxlen=_REMEMBERED_INVALIDATIONS)
+        self._invalidations = Invalidations()
+        # The longest a process may rightly hold a lease: its query waits, then runs.
+        self._wait_most_seconds = settings.queue_timeout_seconds + settings.query_timeout_seconds
 
     def start(self) -> None:
         """Begin listening for other processes' invalidations."""
         if self._redis is not None:
             self._spawn(self._redis.listen())
+            self._spawn(self._redis.tend())
 
     def fresh_in_memory(self, key: CacheKey) -> Entry | None:
         """The hot path: a fresh entry of this process, without awaiting anything. Counts the hit."""
@@ -99,68 +92,49 @@ class Cache:
         if entry is not None and now < entry.stale_until:
             self._refresh(key, freshness, compute)
             return Served(entry, "stale", "memory")
+        served = await self._fly(key, freshness, compute)
+        if served.result == "stale":
+            self._refresh(key, freshness, compute)
+        return served
+
+    async def _fly(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         flight = self._flights.get(key.text)
         if flight is not None:
-            served = await self._join(key, flight)
+            served = await self._flights.join(flight)
             return served if served.tier == "redis" else Served(served.entry, "coalesced", "none", served.answer)
-        return await self._join(key, self._launch(key, self._fill(key, freshness, compute)))
+        return await self._flights.join(self._flights.launch(key.text, self._fill(key, freshness, compute)))
 
     async def _bypass(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
+        epoch = await self._redis.epoch() if self._redis is not None else None
         started = time.monotonic()
         answer = await compute()
-        entry = self._make_entry(key, freshness, answer)
-        if self._keep(key, entry, started) and self._redis is not None:
-            self._spawn(self._redis.set(key, entry))
+        entry = await _make_entry(key, freshness, answer)
+        if self._keep(key, entry, started) and self._redis is not None and epoch is not None:
+            self._spawn(self._redis.set(key, entry, epoch))
         return Served(entry, "bypass", "none", answer)
-
-    def _launch(self, key: CacheKey, filling: Awaitable[Served]) -> _Flight:
-        flight = _Flight(asyncio.ensure_future(filling))
-        self._flights[key.text] = flight
-        flight.task.add_done_callback(lambda task: self._landed(key, flight))
-        return flight
-
-    def _landed(self, key: CacheKey, flight: _Flight) -> None:
-        if self._flights.get(key.text) is flight:
-            del self._flights[key.text]
-        if not flight.task.cancelled():
-            flight.task.exception()  # read it, in case every waiter has left
-
-    async def _join(self, key: CacheKey, flight: _Flight) -> Served:
-        flight.waiters += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiters -= 1
-            if flight.waiters == 0 and not flight.task.done():
-                if self._flights.get(key.text) is flight:
-                    del self._flights[key.text]  # newcomers must not join what is being cancelled
-                flight.task.cancel()
 
     def _refresh(self, key: CacheKey, freshness: Freshness, compute: Compute) -> None:
         """Recompute a stale entry behind the caller's back: one at a time, and not again right after a failure."""
-        if key.text in self._flights or time.monotonic() < self._refresh_after.get(key.text, 0.0):
+        if self._flights.get(key.text) is not None or time.monotonic() < self._refresh_after.get(key.text, 0.0):
             return
-        flight = self._launch(key, self._compute_once(key, freshness, compute))
+        flight = self._flights.launch(key.text, self._compute_once(key, freshness, compute))
         self._spawn(self._watch_refresh(key, flight))
 
-    async def _watch_refresh(self, key: CacheKey, flight: _Flight) -> None:
+    async def _watch_refresh(self, key: CacheKey, flight: Flight[Served]) -> None:
         try:
-            await self._join(key, flight)
+            await self._flights.join(flight)
             self._refresh_after.pop(key.text, None)
         except Exception:  # the error was logged and counted where it arose; callers have their stale answer
             self._refresh_after[key.text] = time.monotonic() + _REFRESH_RETRY_SECONDS
-            while len(self._refresh_after) > _REMEMBERED_INVALIDATIONS:
+            while len(self._refresh_after) > _REMEMBERED_FAILURES:
                 del self._refresh_after[next(iter(self._refresh_after))]
 
     async def _fill(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         """Ask Redis, else compute."""
-        if self._redis is not None:
+        if self._redis is not None and freshness.fresh_seconds > 0:
             entry = await self._from_redis(key)
             if entry is not None:
-                if time.time() < entry.fresh_until:
-                    return Served(entry, "hit", "redis")
-                asyncio.get_running_loop().call_soon(self._refresh, key, freshness, compute)
-                return Served(entry, "stale", "redis")
+                return Served(entry, "hit" if time.time() < entry.fresh_until else "stale", "redis")
         return await self._compute_once(key, freshness, compute)
 
     async def _from_redis(self, key: CacheKey) -> Entry | None:
@@ -170,85 +144,61 @@ class Cache:
         entry = await self._redis.get(key)
         if entry is None or time.time() >= entry.stale_until:
             return None
-        if not self._invalidated_since(started, key.label):
+        if not self._invalidations.since(started, key.label):
             self._memory.put(key.text, entry)
         return entry
 
+    async def _fresh_in_redis(self, key: CacheKey) -> Entry | None:
+        entry = await self._from_redis(key)
+        return entry if entry is not None and time.time() < entry.fresh_until else None
+
     async def _compute_once(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
-        """Compute under the cross-process lock, or wait for the process that holds it."""
+        """Compute under the lease that one process can have, or take what the process that has it stores."""
         if self._redis is None or freshness.fresh_seconds <= 0:
             return await self._compute(key, freshness, compute, None)
         token = secrets.token_hex(8)
-        delay = _POLL_FIRST_SECONDS
-        while True:
-            locked = await self._redis.lock(key, token, _LEASE_MS)
-            if locked is not False:
-                break
-            # The holder renews its lease while it works, so a lock that lives means an answer is on its way.
-            while await self._redis.is_locked(key):
-                await asyncio.sleep(delay)
-                delay = min(delay * 1.5, _POLL_MOST_SECONDS)
-            entry = await self._from_redis(key)
-            if entry is not None and time.time() < entry.fresh_until:
-                return Served(entry, "coalesced", "redis")
-        if locked:
-            entry = await self._from_redis(key)
-            if entry is not None and time.time() < entry.fresh_until:
+        turn: Entry | Lease | None = None
+        try:
+            turn = await take_turn(self._redis, key, token, self._fresh_in_redis, self._wait_most_seconds)
+        finally:
+            if not isinstance(turn, Lease):  # cancelled, or not needed: the lease may be ours all the same
                 self._spawn(self._redis.unlock(key, token))
-                return Served(entry, "coalesced", "redis")
-        return await self._compute(key, freshness, compute, token if locked else None)
+        if isinstance(turn, Entry):
+            return Served(turn, "coalesced", "redis")
+        return await self._compute(key, freshness, compute, turn)
 
-    async def _compute(self, key: CacheKey, freshness: Freshness, compute: Compute, token: str | None) -> Served:
+    async def _compute(self, key: CacheKey, freshness: Freshness, compute: Compute, lease: Lease | None) -> Served:
         started = time.monotonic()
-        renewing = asyncio.ensure_future(self._renew(key, token)) if token else None
+        renewing = asyncio.ensure_future(self._renew(key, lease)) if lease else None
         entry: Entry | None = None
         try:
             answer = await compute()
-            made = self._make_entry(key, freshness, answer)
+            made = await _make_entry(key, freshness, answer)
             if self._keep(key, made, started):
                 entry = made
             return Served(made, "miss", "none", answer)
         finally:
             if renewing is not None:
                 renewing.cancel()
-            self._spawn(self._share(key, entry, token))
+            if lease is not None:
+                self._spawn(self._share(key, entry, lease))
 
-    async def _share(self, key: CacheKey, entry: Entry | None, token: str | None) -> None:
+    async def _share(self, key: CacheKey, entry: Entry | None, lease: Lease) -> None:
         """Store in Redis, then unlock: waiting processes look for the entry when the lock goes."""
         if self._redis is None:
             return
         if entry is not None:
-            await self._redis.set(key, entry)
-        if token is not None:
-            await self._redis.unlock(key, token)
+            await self._redis.set(key, entry, lease.epoch)
+        await self._redis.unlock(key, lease.token)
 
-    async def _renew(self, key: CacheKey, token: str) -> None:
+    async def _renew(self, key: CacheKey, lease: Lease) -> None:
         while self._redis is not None:
-            await asyncio.sleep(_LEASE_MS / 3000)
-            await self._redis.renew(key, token, _LEASE_MS)
-
-    def _make_entry(self, key: CacheKey, freshness: Freshness, answer: Answer) -> Entry:
-        now = time.time()
-        # Entries made together should not expire together; jitter only ever shortens.
-        fresh_until = now + freshness.fresh_seconds * (1 - random.uniform(0, _JITTER))  # noqa: S311 - spread, not secrecy
-        body, compressed = compress(answer.encoded.body)
-        return Entry(
-            query=key.query,
-            label=key.label,
-            created_at=now,
-            fresh_until=fresh_until,
-            stale_until=fresh_until + freshness.stale_seconds,
-            etag=make_etag(answer.encoded.body),
-            row_count=answer.encoded.row_count,
-            truncated=answer.encoded.truncated,
-            engine_seconds=answer.engine_seconds + answer.encoded.encode_seconds,
-            compressed=compressed,
-            body=body,
-        )
+            await asyncio.sleep(LEASE_MS / 3000)
+            await self._redis.renew(key, lease.token, LEASE_MS)
 
     def _keep(self, key: CacheKey, entry: Entry, started: float) -> bool:
         """Put into the memory tier if it may be stored at all; whether it may."""
-        if entry.stale_until <= time.time() or self._invalidated_since(started, key.label):
+        if entry.stale_until <= time.time() or self._invalidations.since(started, key.label):
             return False
         if len(entry.body) > self._entry_max_bytes:
             self._metrics.cache_rejected_entries.inc()
@@ -263,10 +213,10 @@ class Cache:
         as soon as it is back).
         """
         self._metrics.cache_invalidations.labels(scope).inc()
-        removed = self._forget(_redis_glob(pattern))
+        removed = self._forget(compile_glob(pattern))
         if self._redis is None:
             return removed, None
-        return removed, await self._redis.invalidate(_redis_glob(pattern))
+        return removed, await self._redis.invalidate(pattern)
 
     @property
     def redis_state(self) -> Literal["off", "ok", "away"]:
@@ -280,18 +230,10 @@ class Cache:
         """Whether a shared tier is configured."""
         return self._redis is not None
 
-    def _forget(self, redis_glob: str | None) -> int:
-        compiled = None if redis_glob is None else _compile(redis_glob)
-        self._invalidations.append((time.monotonic(), compiled))
-        return self._memory.invalidate(compiled)
-
-    def _invalidated_since(self, started: float, label: str) -> bool:
-        for when, pattern in reversed(self._invalidations):
-            if when < started:
-                return False
-            if pattern is None or pattern.fullmatch(label):
-                return True
-        return False
+    def _forget(self, glob: Glob | None) -> int:
+        self._invalidations.add(glob)
+        self._flights.detach(glob)
+        return self._memory.invalidate(glob)
 
     def _count(self, served: Served) -> None:
         saved = served.entry.engine_seconds if served.result in ("hit", "stale", "coalesced") else 0.0
@@ -313,15 +255,27 @@ class Cache:
             await self._redis.close()
 
 
-def _redis_glob(pattern: str) -> str:
-    """`pattern` with only `*` and `?` special, spelled for Redis, so that both tiers match alike."""
-    return re.sub(r"([\\\[\]^])", r"\\\1", pattern)
+async def _make_entry(key: CacheKey, freshness: Freshness, answer: Answer) -> Entry:
+    now = time.time()
+    # Entries made together should not expire together; jitter only ever shortens.
+    fresh_until = now + freshness.fresh_seconds * (1 - random.uniform(0, _JITTER))  # noqa: S311 - spread, not secrecy
+    raw = answer.encoded.body
+    packed = await asyncio.to_thread(_pack, raw) if len(raw) >= LARGE_BYTES else _pack(raw)
+    etag, body, compressed = packed
+    return Entry(
+        query=key.query,
+        label=key.label,
+        created_at=now,
+        fresh_until=fresh_until,
+        stale_until=fresh_until + freshness.stale_seconds,
+        etag=etag,
+        row_count=answer.encoded.row_count,
+        truncated=answer.encoded.truncated,
+        engine_seconds=answer.engine_seconds + answer.encoded.encode_seconds,
+        compressed=compressed,
+        body=body,
+    )
 
 
-def _compile(redis_glob: str) -> re.Pattern[str]:
-    parts = []
-    for token in re.findall(r"\\.|\*|\?|[^\\*?]+", redis_glob, re.DOTALL):
-        parts.append(
-            {"*": ".*", "?": "."}.get(token) or re.escape(token.removeprefix("\\") if len(token) == 2 else token)
-        )
-    return re.compile("".join(parts), re.DOTALL)
+def _pack(raw: bytes) -> tuple[str, bytes, bool]:
+    return make_etag(raw), *compress(raw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import sys
 import zlib
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -23,8 +24,22 @@ _HEAD = struct.Struct(">4sII")
 _COMPRESS_FROM_BYTES = 4096
 _MAX_BODY_BYTES = 1 << 30
 _MAX_LABEL_CHARS = 400
-OVERHEAD_BYTES = 1024
-"""What one entry costs the memory tier beside its body: key, header, dictionary slot (measured, rounded up)."""
+LARGE_BYTES = 256 * 1024
+"""From here on (de)compressing and checking take milliseconds: not on the event loop."""
+_OVERHEAD_BYTES = 1024
+# A type that JSON has no other way to write; bool is an int to Python and must not pass for one.
+_HEADER_TYPES: dict[str, tuple[type, ...]] = {
+    "query": (str,),
+    "label": (str,),
+    "created_at": (float, int),
+    "fresh_until": (float, int),
+    "stale_until": (float, int),
+    "etag": (str,),
+    "row_count": (int,),
+    "truncated": (bool,),
+    "engine_seconds": (float, int),
+    "compressed": (bool,),
+}
 
 
 class CorruptEntry(Exception):
@@ -52,6 +67,11 @@ class CacheKey:
         object.__setattr__(self, "text", f"{self.snapshot}:{self.scope}:{self.digest}:{self.label}")
 
 
+def label_of(key_text: str) -> str:
+    """The label in a key's text."""
+    return key_text.split(":", 3)[-1]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A cached answer. Times are seconds since the epoch; `body` may be compressed, `raw()` never is."""
@@ -70,14 +90,17 @@ class Entry:
 
     @property
     def cost_bytes(self) -> int:
-        """What the entry takes of a tier's budget."""
-        return len(self.body) + OVERHEAD_BYTES
+        """What the entry takes of the memory tier's budget: body, texts (its key holds the label again), the rest."""
+        return len(self.body) + 2 * sys.getsizeof(self.label) + _OVERHEAD_BYTES
 
     def raw(self) -> bytes:
         """The answer's bytes. Raises `CorruptEntry`."""
         if not self.compressed:
             return self.body
         try:
+            # A frame that names its size is decompressed to that size, whatever max_output_size says.
+            if zstandard.frame_content_size(self.body) > _MAX_BODY_BYTES:
+                raise CorruptEntry("body is larger than any answer")
             return zstandard.ZstdDecompressor().decompress(self.body, max_output_size=_MAX_BODY_BYTES)
         except zstandard.ZstdError as error:
             raise CorruptEntry("body does not decompress") from error
@@ -113,9 +136,22 @@ class Entry:
             header: dict[str, Any] = orjson.loads(rest[:header_length])
             if header.pop("key") != key.text:
                 raise CorruptEntry("stored under another key")
-            return cls(**header, body=rest[header_length:])
+            entry = cls(**header, body=rest[header_length:])
         except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptEntry(str(error)) from error
+        entry._check(key)
+        return entry
+
+    def _check(self, key: CacheKey) -> None:
+        """Whether this can be an answer to `key`: right types, right names, and the bytes its tag was made of."""
+        for name, types in _HEADER_TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise CorruptEntry(f"{name} is {type(value).__name__}")
+        if (self.query, self.label) != (key.query, key.label):
+            raise CorruptEntry("names another query")
+        if make_etag(self.raw()) != self.etag:
+            raise CorruptEntry("the body is not what its tag was made of")
 
 
 def make_etag(body: bytes) -> str:

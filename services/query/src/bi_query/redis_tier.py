@@ -1,7 +1,10 @@
-"""The Redis tier: shared entries, locks for single flight across processes, and invalidation messages.
+"""The Redis tier: shared entries, leases for single flight across processes, and invalidation messages.
 
-Redis can only make the service faster. Every operation has a short time-out and no retries; failures are counted; after a
-few in a row a circuit breaker stops asking and tries again later by itself. No method raises because of Redis.
+Redis can only make the service faster. No method raises because of Redis, whatever it answers; failures are counted, and
+while the circuit is open nothing is asked of it (see `redis_link`).
+
+An invalidation first changes the epoch, then deletes, then tells every process. A lease carries the epoch it began under,
+and an answer is stored only while that still holds: one computed before an invalidation cannot land after it.
 """
 
 from __future__ import annotations
@@ -11,221 +14,197 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import orjson
-import redis.asyncio as aioredis
-from prometheus_client import Gauge
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
-from .entries import CacheKey, CorruptEntry, Entry
+from .entries import LARGE_BYTES, CacheKey, CorruptEntry, Entry, label_of
+from .invalidation import Glob, compile_glob, literal_prefix
 from .metrics import Metrics
+from .redis_link import PREFIX, CircuitBreaker, Link, connect
 from .settings import Settings
+
+__all__ = ["PREFIX", "CircuitBreaker", "Lease", "RedisTier", "connect"]
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "bi:"
 _ENTRY = PREFIX + "entry:"
 _LOCK = PREFIX + "lock:"
+_EPOCH = PREFIX + "epoch"
 _CHANNEL = PREFIX + "invalidate"
-_FAILURES_TO_OPEN = 3
-_OPEN_SECONDS_FIRST = 0.5
-_OPEN_SECONDS_MOST = 15.0
 _SCAN_COUNT = 500
 _DELETE_SECONDS = 10.0
 _SILENCE_SECONDS = 10.0
+_CONFIRM_SECONDS = 2.0
+_TEND_SECONDS = 0.1
+_RESEND_SECONDS = 1.0
+_MAX_UNSENT = 1000
+_NO_EPOCH = b""
+_ACQUIRE = """
+if not redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
+return redis.call('get', KEYS[2]) or ''
+"""
+_STORE = """
+if (redis.call('get', KEYS[2]) or '') ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 _RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
 
-_Result = TypeVar("_Result")
-# What a dead, slow or insane server makes redis-py raise; parsing garbage surfaces as the built-in ones.
-_FAILURES = (RedisError, OSError, asyncio.TimeoutError, ValueError, IndexError, TypeError, AttributeError, KeyError)
 
+@dataclass(frozen=True)
+class Lease:
+    """The right to compute a key for every process; `epoch` is the state of invalidations it was given under."""
 
-class CircuitBreaker:
-    """Closed, or open until a moment; after it one caller at a time may probe. Waits double up to a bound."""
-
-    def __init__(self, is_open: Gauge | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._gauge = is_open
-        self._clock = clock
-        self._failures = 0
-        self._open_seconds = _OPEN_SECONDS_FIRST
-        self._open_until: float | None = None
-
-    def allows(self) -> bool:
-        """Whether to ask now. Letting a probe through pushes the next one back."""
-        if self._open_until is None:
-            return True
-        if self._clock() < self._open_until:
-            return False
-        self._open_until = self._clock() + self._open_seconds
-        return True
-
-    @property
-    def is_open(self) -> bool:
-        """Whether Redis is considered gone."""
-        return self._open_until is not None
-
-    def succeeded(self) -> None:
-        """Close."""
-        if self._open_until is not None:
-            logger.info("redis answers again; the cache's shared tier is back")
-        self._failures, self._open_until, self._open_seconds = 0, None, _OPEN_SECONDS_FIRST
-        if self._gauge is not None:
-            self._gauge.set(0)
-
-    def failed(self) -> None:
-        """Count; open after a few in a row, longer each time a probe fails."""
-        self._failures += 1
-        if self._failures < _FAILURES_TO_OPEN:
-            return
-        if self._open_until is None:
-            logger.warning("redis does not answer; serving without the cache's shared tier")
-        else:
-            self._open_seconds = min(self._open_seconds * 2, _OPEN_SECONDS_MOST)
-        self._open_until = self._clock() + self._open_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spread, not secrecy
-        if self._gauge is not None:
-            self._gauge.set(1)
-
-
-def connect(settings: Settings, **options: Any) -> aioredis.Redis:
-    """A client without retries and with bounded waits; redis-py's defaults spend seconds on a dead server."""
-    timeout = settings.redis_timeout_seconds
-    pool = aioredis.BlockingConnectionPool.from_url(
-        str(settings.redis_url),
-        password=settings.redis_password(),
-        max_connections=32,
-        timeout=timeout,
-        socket_connect_timeout=timeout,
-        socket_timeout=options.pop("socket_timeout", timeout),
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        **options,
-    )
-    return aioredis.Redis.from_pool(pool)
+    token: str
+    epoch: bytes
 
 
 class RedisTier:
-    """Shared entries, locks and invalidation. `on_invalidate(pattern)` runs for other processes' invalidations."""
+    """Shared entries, leases and invalidation. `on_invalidate(glob)` runs for other processes' invalidations."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, on_invalidate: Callable[[str | None], object]) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, on_invalidate: Callable[[Glob | None], object]) -> None:
         self._settings = settings
         self._metrics = metrics
         self._on_invalidate = on_invalidate
-        self._client = connect(settings)
-        self._breaker = CircuitBreaker(metrics.cache_redis_circuit_open)
+        self._link = Link(settings, metrics)
         self._origin = f"{random.getrandbits(64):016x}"
-        self._unsent: list[str] = []
-        self._timeout_seconds = settings.redis_timeout_seconds
-        metrics.cache_redis_configured.set(1)
+        self._unsent: dict[str, Glob] = {}
 
     @property
     def is_available(self) -> bool:
         """False while the circuit is open."""
-        return not self._breaker.is_open
-
-    async def _ask(
-        self,
-        operation: str,
-        call: Callable[[], Awaitable[Any]],
-        otherwise: _Result,
-        timeout_seconds: float | None = None,
-    ) -> _Result | Any:
-        """`call()` within the time-out, or `otherwise`; feeds the breaker and the error counter."""
-        if not self._breaker.allows():
-            return otherwise
-        try:
-            async with asyncio.timeout(timeout_seconds or self._timeout_seconds * 2):
-                result = await call()
-        except _FAILURES as error:
-            self._metrics.cache_redis_errors.labels(operation).inc()
-            logger.debug("redis %s failed: %s", operation, error)
-            self._breaker.failed()
-            return otherwise
-        self._breaker.succeeded()
-        return result
+        return self._link.is_up
 
     async def get(self, key: CacheKey) -> Entry | None:
         """The entry under `key`; None when there is none, Redis is gone, or what it holds is rubbish."""
-        data = await self._ask("get", lambda: self._client.get(_ENTRY + key.text), None)
-        if data is None:
+        data = await self._link.ask("get", lambda: self._read(_ENTRY + key.text), None)
+        if data is None or any(glob.fullmatch(key.label) for glob in self._unsent.values()):
             return None
         try:
-            return Entry.load(key, data)
+            if len(data) < LARGE_BYTES:
+                return Entry.load(key, data)
+            return await asyncio.to_thread(Entry.load, key, data)
         except CorruptEntry as error:
-            self._metrics.cache_redis_errors.labels("get").inc()
+            self._link.count_error("get", error)
             logger.warning("redis holds a damaged entry; ignoring it", extra={"fields": {"error": str(error)}})
             return None
 
-    async def set(self, key: CacheKey, entry: Entry) -> None:
-        """Store until the entry may not even be served stale."""
+    async def _read(self, name: str) -> bytes | None:
+        return _bytes_or_none(await self._link.client.get(name))
+
+    async def set(self, key: CacheKey, entry: Entry, epoch: bytes) -> None:
+        """Store until the entry may not even be served stale, unless something was invalidated since `epoch`."""
         ttl_ms = int((entry.stale_until - time.time()) * 1000)
         if ttl_ms > 0:
             data = entry.dump(key)
-            await self._ask("set", lambda: self._client.set(_ENTRY + key.text, data, px=ttl_ms), None)
+            await self._link.ask(
+                "set", lambda: self._eval(_STORE, (_ENTRY + key.text, _EPOCH), epoch, data, ttl_ms), None
+            )
 
-    async def lock(self, key: CacheKey, token: str, lease_ms: int) -> bool | None:
-        """Try to become the one process that computes `key`. None: Redis cannot say."""
-        call = lambda: self._client.set(_LOCK + key.text, token, nx=True, px=lease_ms)  # noqa: E731 - one-line thunk
-        answer: object = await self._ask("lock", call, "unknown")
-        return None if answer == "unknown" else bool(answer)
+    async def _eval(self, script: str, names: tuple[str, ...], *arguments: str | bytes | int) -> Any:
+        return await self._link.client.eval(script, len(names), *names, *arguments)
+
+    async def epoch(self) -> bytes | None:
+        """The state of invalidations; None when Redis cannot say."""
+        return await self._link.ask("get", self._epoch, None)
+
+    async def _epoch(self) -> bytes:
+        return await self._read(_EPOCH) or _NO_EPOCH
+
+    async def lock(self, key: CacheKey, token: str, lease_ms: int) -> Lease | Literal["taken", "unknown"]:
+        """Try to become the one process that computes `key`."""
+
+        async def acquire() -> Lease | Literal["taken", "unknown"]:
+            epoch = _bytes_or_none(await self._eval(_ACQUIRE, (_LOCK + key.text, _EPOCH), token, lease_ms))
+            return "taken" if epoch is None else Lease(token, epoch)
+
+        return await self._link.ask("lock", acquire, "unknown")
 
     async def renew(self, key: CacheKey, token: str, lease_ms: int) -> None:
-        """Keep the lock while computing."""
-        await self._ask("lock", lambda: self._client.eval(_RENEW, 1, _LOCK + key.text, token, lease_ms), None)
+        """Keep the lease while computing."""
+        await self._link.ask("lock", lambda: self._eval(_RENEW, (_LOCK + key.text,), token, lease_ms), None)
 
     async def unlock(self, key: CacheKey, token: str) -> None:
-        """Give the lock back if it is still ours."""
-        await self._ask("lock", lambda: self._client.eval(_RELEASE, 1, _LOCK + key.text, token), None)
+        """Give the lease back if it is still ours."""
+        await self._link.ask("lock", lambda: self._eval(_RELEASE, (_LOCK + key.text,), token), None)
 
     async def is_locked(self, key: CacheKey) -> bool:
         """Whether some process still computes `key`."""
-        return bool(await self._ask("lock", lambda: self._client.exists(_LOCK + key.text), 0))
+        return bool(await self._link.ask("lock", lambda: self._link.client.exists(_LOCK + key.text), 0))
 
-    async def invalidate(self, label_pattern: str) -> int | None:
-        """Delete matching entries and tell every process. None: Redis is away; it is done when Redis is back."""
-        removed = await self._ask("delete", lambda: self._delete(label_pattern), None, _DELETE_SECONDS)
+    async def invalidate(self, pattern: str) -> int | None:
+        """Delete entries whose label matches and tell every process. None: Redis is away; done when it is back."""
+        removed = await self._link.ask("delete", lambda: self._delete(pattern), None, _DELETE_SECONDS + 1)
         if removed is None:
-            self._unsent.append(label_pattern)
+            if len(self._unsent) >= _MAX_UNSENT:
+                self._unsent, pattern = {}, "*"
+            self._unsent[pattern] = compile_glob(pattern)
         return removed
 
-    async def _delete(self, label_pattern: str) -> int:
+    async def _delete(self, pattern: str) -> int | None:
+        client, glob, deadline = self._link.client, compile_glob(pattern), time.monotonic() + _DELETE_SECONDS
+        await client.set(_EPOCH, f"{random.getrandbits(64):016x}")
         removed = 0
-        pattern = f"{_ENTRY}*:{label_pattern}"
-        async for keys in _batches(self._client.scan_iter(match=pattern, count=_SCAN_COUNT)):
-            removed += await self._client.unlink(*keys)
-        message = orjson.dumps({"origin": self._origin, "pattern": label_pattern})
-        await self._client.publish(_CHANNEL, message)
+        scan = client.scan_iter(match=f"{_ENTRY}*:{_escaped(literal_prefix(pattern))}*", count=_SCAN_COUNT)
+        async for names in _batches(scan):
+            if time.monotonic() > deadline:
+                raise TimeoutError("deleting takes too long")
+            doomed = [
+                name for name in names if glob.fullmatch(label_of(name.decode(errors="replace").removeprefix(_ENTRY)))
+            ]
+            if doomed:
+                removed += int(await client.unlink(*doomed))
+        await client.publish(_CHANNEL, orjson.dumps({"origin": self._origin, "pattern": pattern}))
         return removed
+
+    async def tend(self) -> None:
+        """Probe while the circuit is open, and send the invalidations that Redis missed; for ever."""
+        while True:
+            await asyncio.sleep(_TEND_SECONDS)
+            await self._link.probe()
+            if self._link.is_up and self._unsent and not await self._send_missed():
+                await asyncio.sleep(_RESEND_SECONDS)
+
+    async def _send_missed(self) -> bool:
+        for pattern in list(self._unsent):
+            if await self.invalidate(pattern) is None:
+                return False
+            self._unsent.pop(pattern, None)
+        return True
 
     async def listen(self) -> None:
         """Apply other processes' invalidations for ever; reconnects by itself.
 
-        Messages may have been missed while disconnected, so every (re)connection drops the whole memory tier.
+        Messages may have been missed while disconnected, so every reconnection drops the whole memory tier.
         """
-        first = True
+        missed = False
         while True:
             client = connect(self._settings, socket_timeout=None, socket_keepalive=True)
             try:
                 async with client.pubsub() as pubsub:
-                    async with asyncio.timeout(2):
-                        await pubsub.subscribe(_CHANNEL)
-                    if not first:
+                    await self._subscribe(pubsub)
+                    if missed:
                         self._on_invalidate(None)
-                    first = False
-                    await self._resend()
                     await self._receive(pubsub)
-            except _FAILURES as error:
-                self._metrics.cache_redis_errors.labels("listen").inc()
-                logger.debug("redis subscription lost: %s", error)
-                first = False
+            except Exception as error:  # rubbish can surface as anything, and the listener must outlive it
+                self._link.count_error("listen", error)
             finally:
-                with contextlib.suppress(*_FAILURES):
+                with contextlib.suppress(Exception):
                     await client.aclose()
+            missed = True
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - spread, not secrecy
+
+    async def _subscribe(self, pubsub: Any) -> None:
+        """Subscribe, and wait until Redis says so: what is published from then on arrives."""
+        async with asyncio.timeout(_CONFIRM_SECONDS):
+            await pubsub.subscribe(_CHANNEL)
+            message = None
+            while message is None or message["type"] != "subscribe":
+                message = await pubsub.get_message(timeout=_CONFIRM_SECONDS)
 
     async def _receive(self, pubsub: Any) -> None:
         """Handle messages until the connection breaks or stays silent although pinged."""
@@ -241,34 +220,38 @@ class RedisTier:
                 await pubsub.ping()
                 pinged = True
 
-    async def _resend(self) -> None:
-        pending, self._unsent = self._unsent, []
-        for pattern in pending:
-            await self.invalidate(pattern)
-
     def _apply(self, message: dict[str, Any]) -> None:
         if message.get("type") != "message":
             return
         try:
             document = orjson.loads(message["data"])
             origin, pattern = document["origin"], str(document["pattern"])
-        except (ValueError, KeyError, TypeError):
-            self._metrics.cache_redis_errors.labels("listen").inc()
+        except (ValueError, KeyError, TypeError) as error:
+            self._link.count_error("listen", error)
             return
         if origin != self._origin:
             self._metrics.cache_invalidations.labels("remote").inc()
-            self._on_invalidate(pattern)
+            self._on_invalidate(compile_glob(pattern))
 
     async def close(self) -> None:
         """Close the connections."""
-        with contextlib.suppress(*_FAILURES):
-            await self._client.aclose()
+        await self._link.close()
 
 
-async def _batches(keys: Any) -> Any:
+def _bytes_or_none(answer: object) -> bytes | None:
+    if answer is None or isinstance(answer, bytes):
+        return answer
+    raise TypeError(f"redis answered with {type(answer).__name__}")
+
+
+def _escaped(text: str) -> str:
+    return "".join("\\" + character if character in "\\[]^*?" else character for character in text)
+
+
+async def _batches(names: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
     batch: list[bytes] = []
-    async for key in keys:
-        batch.append(key)
+    async for name in names:
+        batch.append(name)
         if len(batch) >= _SCAN_COUNT:
             yield batch
             batch = []
