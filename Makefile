@@ -1,7 +1,7 @@
 # BI Solution. `make serve` and `make test` need Python 3.11 or newer and nothing else; the stack's targets need Docker.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve publish check test lint format lock rules dashboards
+.PHONY: help serve publish check test lint format lock rules dashboards bench
 
 PYTHON ?= python3
 VENV := .venv
@@ -59,6 +59,11 @@ rules: $(VENV)/.test ## Render the alert rules that slo.yaml drives
 
 dashboards: $(VENV)/.test ## Render the dashboards' JSON from dashboards/source
 	@$(BIN)/python dashboards/render.py
+
+bench: $(VENV)/.test ## Hits and misses beside plain FastAPI, bare ASGI and DuckDB alone; engine time per query (needs wrk)
+	@$(BIN)/bi-query publish
+	@$(BIN)/python -m loadtest.bench.queries
+	@$(BIN)/python -m loadtest.bench.hits
 
 lock: ## Lock the dependencies anew, with hashes and without addresses (needs uv)
 	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
