@@ -18,7 +18,7 @@ from .catalogue import Model
 from .errors import PublishError
 from .front_matter import error_line
 from .settings import Settings
-from .snapshot import MANIFEST_TABLE, Manifest, sync_folder
+from .snapshot_files import MANIFEST_TABLE, Manifest, sync_folder
 from .sources import Source, check_parquet, find_damaged
 
 _MAX_WORKERS = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .catalogue import Catalogue, NamedQuery, Problem
 from .engine import Engine, Job
+from .engine_errors import QueryFailed
 from .errors import BiQueryError
 from .metrics import Metrics
 from .parameters import Value
@@ -17,13 +18,16 @@ async def check_queries(settings: Settings, catalogue: Catalogue) -> list[Proble
     store, engine = SnapshotStore(settings, metrics), Engine(settings, metrics)
     try:
         await store.refresh()
+        if store.failure:
+            raise BiQueryError(f"{store.failure}; run `bi-query publish`")
         snapshot = store.current
-        return [
-            problem
-            for query in catalogue.queries.values()
-            for values in _bindings(query)
-            if (problem := await _run(engine, snapshot, query, values)) is not None
-        ]
+        problems: dict[tuple[str, int], Problem] = {}  # one a line: other values fail there the same way
+        for query in catalogue.queries.values():
+            for values in _bindings(query):
+                problem = await _run(engine, snapshot, query, values)
+                if problem is not None:
+                    problems.setdefault((query.name, problem.line), problem)
+        return list(problems.values())
     finally:
         await engine.close(0)
         store.close()
@@ -34,7 +38,9 @@ async def _run(engine: Engine, snapshot: Snapshot, query: NamedQuery, values: di
         await engine.run(snapshot, Job(query.name, query.sql, values, "json", query.timeout_seconds))
     except BiQueryError as error:
         given = ", ".join(f"{name}={value}" for name, value in values.items())
-        return Problem(query.path, query.sql_line, f"{error} (with {given or 'no parameters'})")
+        position = error.position if isinstance(error, QueryFailed) and error.position is not None else 0
+        line = query.sql_line + query.sql[:position].count("\n")
+        return Problem(query.path, line, f"{error} (with {given or 'no parameters'})")
     return None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import socket
 import sys
 import tempfile
@@ -19,8 +21,8 @@ from .catalogue import Catalogue, CatalogueError, load_catalogue
 from .check import check_queries
 from .errors import BiQueryError
 from .publish import Published, publish
-from .settings import Settings, load_settings
-from .snapshot import read_pointer
+from .settings import Settings, load_settings, unknown_settings
+from .snapshot_files import read_pointer
 from .sources import demo_data_dir
 from .telemetry import configure_logging
 
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 failed with a message, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
     try:
+        for sentence in unknown_settings(os.environ):
+            print(f"bi-query: warning: {sentence}", file=sys.stderr)
         settings = load_settings()
         code: int = arguments.run(settings, arguments)
     except CatalogueError as error:
@@ -140,8 +144,14 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
         ),
         catalogue,
     )
+    # uvicorn stops gracefully and then raises the signal anew, for whoever handled it before: us, who say it went well.
+    signal.signal(signal.SIGTERM, _exit_well)
     server.run()
     return 0 if server.started else _EXIT_FAILED
+
+
+def _exit_well(*_: object) -> None:
+    raise SystemExit(0)
 
 
 class _Server(uvicorn.Server):

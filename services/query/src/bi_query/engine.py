@@ -8,6 +8,8 @@ blocks the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,16 +18,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import duckdb
-import orjson
 
-from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout, SqlRefused
+from .engine_errors import ThreadPanicked, translate
+from .errors import BiQueryError, Overloaded, QueryCancelled, QueryTimeout
 from .formats import PROBE_PREFIX, Encoded, Format, Limits, Plan, encode, make_plan
-from .metrics import AD_HOC, Metrics
+from .metrics import Metrics
 from .settings import Settings
 from .snapshot import Snapshot
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
+_STOP_WITHIN_SECONDS = 5.0
 _MAX_PLANS = 4096
+_REMEMBERED_SQL_CHARS = 4096
 
 Stop = Literal["timeout", "cancelled"]
 
@@ -57,10 +61,16 @@ class _Call:
         self._snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._stopped = False
+        # Held for microseconds: an interrupt is sent either to a cursor that is ours, or not at all. Without it, one could
+        # reach the cursor's next user.
+        self._lock = threading.Lock()
         self.prefix_bytes = len(PROBE_PREFIX)
 
     def __call__(self) -> tuple[Encoded, float]:
-        cursor = self._cursor = self._snapshot.take_cursor()
+        cursor = self._snapshot.take_cursor()
+        with self._lock:
+            self._cursor = cursor
+        usable = False
         try:
             if self._stopped:
                 raise duckdb.InterruptException("stopped before it started")
@@ -69,25 +79,28 @@ class _Call:
             plan = self._plans.get(self._snapshot, cursor, job)
             self.prefix_bytes = plan.prefix_bytes
             encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
-            ended = time.perf_counter()
-        except BaseException:
-            cursor.close()
+            usable = True
+            return encoded, time.perf_counter() - started
+        except Exception:
             raise
-        if self._stopped:  # a late interrupt may still be on its way to this cursor
-            cursor.close()
-        else:
-            self._snapshot.give_back(cursor)
-        return encoded, ended - started
+        except BaseException as error:
+            raise ThreadPanicked(f"{type(error).__name__}: {error}") from error
+        finally:
+            with self._lock:
+                self._cursor = None
+                usable = usable and not self._stopped
+            if usable:
+                self._snapshot.give_back(cursor)
+            else:
+                with contextlib.suppress(duckdb.Error):
+                    cursor.close()
 
     def interrupt(self) -> None:
         """Stop the query. An interrupt sent before execution starts is lost (duckdb-rs#860): call until it has ended."""
-        self._stopped = True
-        cursor = self._cursor
-        if cursor is not None:
-            try:
-                cursor.interrupt()
-            except duckdb.Error:  # the thread closed its cursor just now
-                return
+        with self._lock:
+            self._stopped = True
+            if self._cursor is not None:
+                self._cursor.interrupt()
 
 
 class _Plans:
@@ -102,6 +115,10 @@ class _Plans:
         plan = self._plans.get(key)
         if plan is None:
             plan = make_plan(cursor, job.sql, job.params, job.fmt)
+            if (
+                len(job.sql) > _REMEMBERED_SQL_CHARS
+            ):  # thousands of texts as long as a body may be would fill the memory
+                return plan
             self._plans[key] = plan
             while len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)
@@ -122,7 +139,7 @@ class Engine:
         self._plans = _Plans()
         self._admitted = 0
         self._closing = False
-        self._owners: set[asyncio.Task[Answer]] = set()
+        self._owners: dict[asyncio.Task[Answer], asyncio.Event] = {}
         metrics.engine_max_running.set(settings.max_running_queries)
         metrics.engine_max_connections.set(self._max_admitted)
 
@@ -138,8 +155,8 @@ class Engine:
         self._admitted += 1
         stop = asyncio.Event()
         owner = asyncio.create_task(self._own(snapshot, job, stop))
-        self._owners.add(owner)
-        owner.add_done_callback(self._owners.discard)
+        self._owners[owner] = stop
+        owner.add_done_callback(lambda task: self._owners.pop(task, None))
         try:
             return await asyncio.shield(owner)
         except asyncio.CancelledError:
@@ -153,9 +170,14 @@ class Engine:
         try:
             with snapshot.lease():
                 queued_at = time.perf_counter()
-                await self._wait_for_slot(stop)
-                queue_seconds = time.perf_counter() - queued_at
-                self._metrics.engine_wait.observe(queue_seconds)
+                try:
+                    await self._wait_for_slot(stop)
+                except QueryCancelled:
+                    self._metrics.engine_queries.labels(job.query, "cancelled").inc()
+                    raise
+                finally:  # those who waited in vain waited longest
+                    queue_seconds = time.perf_counter() - queued_at
+                    self._metrics.engine_wait.observe(queue_seconds)
                 try:
                     return await self._execute(snapshot, job, stop, queue_seconds)
                 finally:
@@ -236,51 +258,15 @@ class Engine:
         if stopped == "timeout":
             text = f"the query ran longer than {timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)
-        return error if isinstance(error, BiQueryError) else translate(error, job, prefix_bytes)
+        return error if isinstance(error, BiQueryError) else translate(error, job.query, job.sql, prefix_bytes)
 
     async def close(self, grace_seconds: float) -> None:
-        """Admit nothing more, give running queries `grace_seconds`, then let the threads go."""
+        """Admit nothing more, give running queries `grace_seconds`, then stop them and let the threads go."""
         self._closing = True
         if self._owners:
             await asyncio.wait(set(self._owners), timeout=grace_seconds)
+        for stop in list(self._owners.values()):
+            stop.set()
+        if self._owners:
+            await asyncio.wait(set(self._owners), timeout=_STOP_WITHIN_SECONDS)
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def translate(error: Exception, job: Job, prefix_bytes: int = 0) -> BiQueryError:
-    """What DuckDB raised, as the refusal a client should see: 422 for SQL it sent, 500 for a broken named query.
-
-    `prefix_bytes` is how much of the executed text stood before the client's own.
-    """
-    message, position_bytes = _message(error)
-    if isinstance(error, (duckdb.OutOfMemoryException, MemoryError)):
-        return SqlRefused("query_too_large", f"the query needs more memory than it may have: {message.splitlines()[0]}")
-    if isinstance(error, duckdb.Error) and not isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
-        if job.query == AD_HOC:
-            return SqlRefused("sql_error", message, position=_characters(job.sql, position_bytes, prefix_bytes))
-        return ProblemError(
-            "query_failed", f"named query '{job.query}' failed on this snapshot: {message.splitlines()[0]}"
-        )
-    return ProblemError("engine_failure", f"the engine failed on this query: {type(error).__name__}")
-
-
-def _message(error: Exception) -> tuple[str, int | None]:
-    """DuckDB's own message and its byte position; snapshots are opened with `errors_as_json`."""
-    text = str(error).strip() or type(error).__name__
-    start = text.find("{")
-    if start >= 0:
-        try:
-            document = orjson.loads(text[start:])
-            position = document.get("position")
-            message = f"{document['exception_type']} Error: {document['exception_message']}".strip()
-            return message, None if position is None else int(position)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-    return text, None
-
-
-def _characters(sql: str, position_bytes: int | None, prefix_bytes: int) -> int | None:
-    if position_bytes is None:
-        return None
-    data = sql.encode()
-    offset = position_bytes - prefix_bytes
-    return len(data[:offset].decode(errors="ignore")) if 0 <= offset <= len(data) else None

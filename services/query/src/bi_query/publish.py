@@ -25,7 +25,7 @@ from .catalogue import Catalogue, Model
 from .dependencies import order_models
 from .errors import PublishError
 from .settings import Settings
-from .snapshot import POINTER, STATUS, Manifest, SnapshotUnusable, read_pointer, replace_file, snapshot_path
+from .snapshot_files import POINTER, STATUS, Manifest, SnapshotUnusable, read_pointer, replace_file, snapshot_path
 from .sources import Source, discover, fingerprint_files, unchanged_since
 
 _FORMAT = "1"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
+import tempfile
+from collections.abc import Iterable
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -10,19 +14,27 @@ from typing import Annotated, Literal
 
 from limits import parse_many
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from .errors import ConfigurationError
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+_CGROUP_CPU_FILE = "/sys/fs/cgroup/cpu.max"
 _CGROUP_MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Settings(BaseSettings):
     """Every knob of the service. Build it with `load_settings()` for readable errors."""
 
-    model_config = SettingsConfigDict(env_prefix="BI_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        # Compose passes `BI_X=` for what is not set there: an empty variable means "not set".
+        env_prefix="BI_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+    )
 
     data_dir: Path | None = None
     catalogue_dir: Path | None = None
@@ -35,12 +47,12 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     max_body_bytes: int = Field(MIB, ge=1024)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    shutdown_grace_seconds: float = Field(10.0, ge=0)
+    shutdown_grace_seconds: float = Field(10.0, ge=0, le=3600)
 
     max_connections: int = Field(50, ge=1, le=10_000)
-    max_running_queries: int = Field(default_factory=lambda: os.cpu_count() or 2, ge=1, le=1024)
-    queue_timeout_seconds: float = Field(10.0, gt=0)
-    query_timeout_seconds: float = Field(30.0, gt=0)
+    max_running_queries: int = Field(default_factory=lambda: available_cpus(), ge=1, le=1024)  # noqa: PLW0108 - defined below
+    queue_timeout_seconds: float = Field(10.0, gt=0, le=3600)
+    query_timeout_seconds: float = Field(30.0, gt=0, le=86_400)
     max_result_rows: int = Field(100_000, ge=1)
     max_result_bytes: int = Field(64 * MIB, ge=1024)
     engine_memory_bytes: int | None = Field(None, ge=64 * MIB)
@@ -65,20 +77,6 @@ class Settings(BaseSettings):
             return tuple(ip_network(part.strip(), strict=False) for part in value.split(",") if part.strip())
         return value
 
-    @field_validator(
-        "data_dir",
-        "catalogue_dir",
-        "redis_url",
-        "redis_password_file",
-        "spill_dir",
-        "engine_memory_bytes",
-        mode="before",
-    )
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        # Compose passes `BI_X=${BI_X:-}`: an empty variable means "not set".
-        return None if value == "" else value
-
     @field_validator("rate_limit", "rate_limit_routes")
     @classmethod
     def _limits_parse(cls, value: str | dict[str, str]) -> str | dict[str, str]:
@@ -99,8 +97,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def effective_spill_dir(self) -> Path:
-        """Where queries spill: as set, else a folder beside the snapshots."""
-        return self.spill_dir or self.snapshot_dir / "spill"
+        """Where queries spill: as set, else beside the snapshots, or, when that is read only, in the temporary folder."""
+        if self.spill_dir is not None:
+            return self.spill_dir
+        if not self.snapshot_dir.exists() or os.access(self.snapshot_dir, os.W_OK):
+            return self.snapshot_dir / "spill"
+        return Path(tempfile.gettempdir()) / "bi-query-spill"
 
     def redis_password(self) -> str | None:
         """The Redis password from its file, or None when no file is set."""
@@ -119,8 +121,38 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic validates the values
     except ValidationError as error:
-        lines = [f"BI_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        lines = [_fault(entry["loc"], entry["msg"], entry["input"]) for entry in error.errors()]
         raise ConfigurationError("settings:\n  " + "\n  ".join(lines)) from error
+    except SettingsError as error:  # a variable that must be JSON and is not
+        field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "a setting")
+        example = '{"/api/v1/query": "20/minute"}'
+        raise ConfigurationError(f"settings:\n  BI_{field.upper()}: not JSON; write for example {example}") from error
+
+
+def _fault(place: tuple[int | str, ...], message: str, value: object) -> str:
+    name = f"BI_{str(place[0]).upper()}" + "".join(f".{part}" for part in place[1:])
+    return f"{name}: {message.removeprefix('Value error, ')} (got {str(value)!r})"
+
+
+def unknown_settings(environment: Iterable[str]) -> list[str]:
+    """A sentence for each `BI_*` variable that is no setting: most likely misspelt, and silently without effect."""
+    known = [f"BI_{name.upper()}" for name in Settings.model_fields]
+    sentences = []
+    for name in sorted(environment):
+        if name.startswith("BI_") and name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.8)
+            sentences.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+    return sentences
+
+
+def available_cpus() -> int:
+    """Cores this process may use: its affinity, less what the container's CPU quota takes away; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path(_CGROUP_CPU_FILE).read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return max(1, cores)
 
 
 def available_memory_bytes() -> int:

