@@ -1,0 +1,183 @@
+"""One stack for the whole tier, two replicas, on small data of the tests' own; and one with the demo.
+
+The tests share it and run in the order of `ORDER`: the alerts' faults are injected right after the start, for the rules
+look at the last two minutes and want their condition for one more; what needs little traffic is checked meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.service import wait_until
+from tests.support.small import Small, make_small
+from tests.support.stack import (
+    MEASURED,
+    ROOT,
+    SERVICE_LABEL,
+    Prometheus,
+    Stack,
+    compose_image,
+    docker,
+    require_engine,
+    running_stack,
+)
+
+from .receiver import Receiver
+
+ORDER = [
+    "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
+    "test_publish", "test_redis_lost", "test_replica_lost", "test_resolved", "test_down_and_up",
+]  # fmt: skip
+REPLICAS = 2
+SLOW, FAILING, FINE = 8, 8, 24
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order above, for this folder's tests alone; every one is marked `stack` and may take its time."""
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    places = iter(sorted(here, key=lambda item: ORDER.index(item.path.stem)))
+    items[:] = [next(places) if item in here else item for item in items]
+    for item in here:
+        item.add_marker(pytest.mark.stack)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured on the way."""
+    if MEASURED:
+        terminalreporter.section("measured on the stack")
+        for what, value in MEASURED.items():
+            terminalreporter.write_line(f"{what}: {value}")
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker engine, and the service's image made of the source as it is now (seconds when nothing changed)."""
+    require_engine()
+    done = subprocess.run([ROOT / "infra/images.sh", "--own"], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def receiver(engine: None) -> Iterator[Receiver]:
+    """Where Alertmanager sends alerts and heartbeats."""
+    server = Receiver()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A folder that users of containers may read."""
+    with tempfile.TemporaryDirectory(prefix="bi-stack-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(scope="session")
+def small_data(folder: Path) -> Small:
+    """The data and catalogue that the stack serves; `write_data(2)` changes a value that queries show."""
+    return make_small(folder)
+
+
+@pytest.fixture(scope="session")
+def stack(engine: None, folder: Path, small_data: Small, receiver: Receiver) -> Iterator[Stack]:
+    """All of compose.yaml with two replicas, healthy; its alerts come here at once."""
+    secrets = folder / "alert-secrets"
+    secrets.mkdir()
+    for name, who in (("webhook-url", "team"), ("heartbeat-url", "heartbeat")):
+        (secrets / name).write_text(receiver.url(who))
+    settings = {
+        "BI_DATA_FOLDER": str(small_data.data),
+        "BI_CATALOGUE_FOLDER": str(small_data.catalogue),
+        "BI_FAULT_INJECTION": "true",
+        "BI_RATE_LIMIT": "1000000/minute",
+        "BI_RATE_LIMIT_ROUTES": json.dumps({"/api/v1/tables": "30/minute"}),
+        "BI_MAX_RESULT_ROWS": "500",
+        "BI_QUERY_TIMEOUT_SECONDS": "2",
+        "BI_ALERT_RECEIVER": "webhook",
+        "BI_ALERT_SECRETS_FOLDER": str(secrets),
+        "BI_ALERT_WEBHOOK_URL_FILE": "/run/alert-secrets/webhook-url",
+        "BI_ALERT_HEARTBEAT_URL_FILE": "/run/alert-secrets/heartbeat-url",
+        "BI_ALERT_GROUP_WAIT": "1s",
+        "BI_ALERT_GROUP_INTERVAL": "5s",
+    }
+    with running_stack(Stack(folder, settings, scale={"query": REPLICAS})) as running:
+        yield running
+        _measure(running)
+
+
+def _measure(stack: Stack) -> None:
+    ids = [container["Id"] for container in stack.inspect(running=True)]
+    lines = docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", *ids).splitlines() if ids else []
+    for line in sorted(lines):
+        name, _, memory = line.partition(" ")
+        MEASURED[f"memory of {name.removeprefix(stack.project + '-')}"] = memory
+    for service in sorted({container["Config"]["Labels"][SERVICE_LABEL] for container in stack.inspect()}):
+        image = stack.inspect(service)[0]["Image"]
+        size = int(docker("image", "inspect", "--format", "{{.Size}}", image))
+        MEASURED[f"image of {service}"] = f"{size / 1e6:.0f} MB"
+
+
+@pytest.fixture(scope="session")
+def prometheus(stack: Stack) -> Prometheus:
+    """The stack's Prometheus, which scrapes every replica by now."""
+    found = Prometheus(stack.url("PROMETHEUS"))
+    wait_until(
+        lambda: (
+            len(found.query('http_requests_total{job="query", endpoint="/api/v1/queries/{name}", status="200"}'))
+            == REPLICAS
+        ),
+        60,
+        what="Prometheus to have scraped both replicas",
+    )
+    return found
+
+
+@dataclass
+class Faults:
+    """When the faults of the alerts' tests were injected (seconds since the epoch)."""
+
+    at: float
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faults(request: pytest.FixtureRequest) -> Faults | None:
+    """Eight slow answers, eight failed ones, a few good ones, at once: enough for both of the brief's alerts.
+
+    Eight slow ones and not ten, for with ten the budget's own alert (critical) fires at once on a Prometheus without a
+    past, and mutes the latency alert (warning) as it should.
+    """
+    wanted = {"stack", "prometheus"}
+    if not any(wanted & set(getattr(item, "fixturenames", ())) for item in request.session.items):
+        return None
+    stack: Stack = request.getfixturevalue("stack")
+    request.getfixturevalue("prometheus")
+    started = time.time()
+    ways = [{"X-Fault-Delay-Seconds": "3"}] * SLOW + [{"X-Fault-Status": "500"}] * FAILING + [{}] * FINE
+
+    def ask(headers: dict[str, str]) -> None:
+        httpx.get(f"{stack.url('QUERY')}/api/v1/queries/uncached", headers=headers, timeout=30)
+
+    threads = [threading.Thread(target=ask, args=(headers,)) for headers in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Faults(started)
+
+
+@pytest.fixture(scope="session")
+def image(engine: None) -> str:
+    """The service's image."""
+    return compose_image("BI_QUERY_IMAGE")

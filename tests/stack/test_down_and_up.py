@@ -1,0 +1,36 @@
+"""`down` and `up` keep what people would miss: metrics, snapshots, secrets and Grafana's database."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+
+from tests.support.service import wait_until
+from tests.support.stack import MEASURED, Prometheus, Stack, has_grafana, volume_files
+
+
+def answer(stack: Stack) -> tuple[str, str]:
+    got = httpx.get(f"{stack.url('QUERY')}/api/v1/queries/shops", timeout=10)
+    assert got.status_code == 200, got.text
+    return got.headers["X-Data-Version"], got.text
+
+
+def test_down_and_up_keep_metrics_snapshots_and_secrets(stack: Stack, prometheus: Prometheus) -> None:
+    before, secrets, snapshots = answer(stack), volume_files(stack, "secrets"), set(volume_files(stack, "snapshots"))
+    moment = time.time() - 20
+    (requests,) = prometheus.numbers('sum(http_requests_total{job="query"})', moment)
+    assert requests > 0
+    database = volume_files(stack, "grafana").get("grafana.db") if has_grafana() else None
+
+    stack.down(volumes=False)
+    assert stack.inspect() == []
+    MEASURED["from up to healthy, the second time"] = f"{stack.up():.1f} s"
+
+    assert answer(stack) == before
+    assert volume_files(stack, "secrets") == secrets
+    assert set(volume_files(stack, "snapshots")) >= {name for name in snapshots if name.endswith(".duckdb")}
+    assert prometheus.numbers('sum(http_requests_total{job="query"})', moment) == [requests]
+    if database is not None:
+        assert volume_files(stack, "grafana").get("grafana.db")
+    wait_until(lambda: len(prometheus.query('up{job="query"} == 1')) == 2, 60, what="both replicas to be scraped again")

@@ -1,0 +1,25 @@
+"""The alerts of test_alerts end by themselves once the faults have stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.service import wait_until
+from tests.support.stack import Prometheus, Stack
+
+from .receiver import Receiver
+from .test_alerts import BRIEFS
+from .traffic import traffic
+
+
+@pytest.mark.parametrize("name", BRIEFS)
+def test_the_alert_resolves_after_the_faults_stop(
+    name: str, stack: Stack, prometheus: Prometheus, receiver: Receiver
+) -> None:
+    with traffic(stack.url("QUERY"), users=2, pause_seconds=0.1):
+        wait_until(
+            lambda: receiver.alerts("team", name, "resolved"),
+            150,
+            what=lambda: f"{name} resolved; the receiver has {sorted(receiver.names('team'))}",
+        )
+    assert not prometheus.query(f'ALERTS{{alertname="{name}", alertstate="firing"}}')
