@@ -19,7 +19,7 @@ from . import __version__, api, openapi
 from .cache import Cache
 from .catalogue import Catalogue
 from .engine import Engine
-from .errors import MethodNotAllowed, NotFound, ProblemError
+from .errors import ConfigurationError, MethodNotAllowed, NotFound, ProblemError
 from .faults import FaultInjection
 from .metrics import Metrics
 from .query_service import QueryService
@@ -35,7 +35,18 @@ def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
     """The service as an ASGI application. Opens nothing before its lifespan starts."""
     metrics = Metrics(version=__version__, duckdb_version=duckdb.__version__)
     metrics.memory_limit.set(available_memory_bytes())
-    app = FastAPI(lifespan=_lifespan(settings, catalogue, metrics), openapi_url=None, docs_url=None, redoc_url=None)
+    if unknown := set(settings.rate_limit_routes) - api.LIMITED:
+        raise ConfigurationError(
+            f"BI_RATE_LIMIT_ROUTES: no limited route {sorted(unknown)[0]!r}; there are {', '.join(sorted(api.LIMITED))}"
+        )
+    # No redirects to a path without its slash: they are no answer of this API's contract, and they trust the Host header.
+    app = FastAPI(
+        lifespan=_lifespan(settings, catalogue, metrics),
+        redirect_slashes=False,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _framework_refusal)
     _add_documents(app, catalogue)
@@ -113,12 +124,12 @@ def _add_documents(app: FastAPI, catalogue: Catalogue) -> None:
 class _ProblemResponse(Response):
     """Sends a problem, with the quota headers of a request that got as far as being counted."""
 
-    def __init__(self, problem: ProblemError, *extra: tuple[bytes, bytes]) -> None:
+    def __init__(self, problem: ProblemError) -> None:
         super().__init__(status_code=problem.status)
-        self._problem, self._extra = problem, extra
+        self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_problem(self._problem, scope["state"], send, *self._extra)
+        await send_problem(self._problem, scope["state"], send)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -131,6 +142,6 @@ async def _framework_refusal(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405 in our error shape."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        problem: ProblemError = MethodNotAllowed("method_not_allowed", f"this route answers {allow}")
-        return _ProblemResponse(problem, (b"allow", allow.encode()))
+        text = f"this route answers {allow}"
+        return _ProblemResponse(MethodNotAllowed("method_not_allowed", text, headers=[(b"allow", allow.encode())]))
     return _ProblemResponse(NotFound("not_found", "no such route; GET /docs lists the API"))

@@ -22,6 +22,9 @@ class Principal:
 
 
 EVERYONE = "all"
+UNKNOWN = "addr-unknown"
+_MOST_HOPS = 32
+_LONGEST_ADDRESS = 64  # characters; the longest IPv6 spelling has 45, a zone makes it longer
 
 
 def identify(scope: Scope, trusted_proxies: Networks) -> Principal:
@@ -39,12 +42,12 @@ def identify(scope: Scope, trusted_proxies: Networks) -> Principal:
         return Principal(_key_client(key), EVERYONE)
     peer = scope["client"][0] if scope.get("client") else "unknown"
     if trusted_proxies and forwarded:
-        peer = _original_address(peer, forwarded.decode("latin-1").split(","), trusted_proxies)
-    return Principal(_address_client(peer), EVERYONE)
+        peer = _original_address(peer, forwarded.decode("latin-1").split(",")[-_MOST_HOPS:], trusted_proxies)
+    return Principal(_address_client(peer) if len(peer) <= _LONGEST_ADDRESS else UNKNOWN, EVERYONE)
 
 
-@lru_cache(maxsize=4096)
 def _key_client(key: bytes) -> str:
+    # Not remembered: a digest costs a microsecond, and what anyone may send must not be kept.
     return "key-" + blake2b(key, digest_size=8).hexdigest()
 
 
@@ -53,8 +56,10 @@ def _address_client(address: str) -> str:
     try:
         parsed = ip_address(address)
     except ValueError:
-        return "addr-unknown"
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
+        return UNKNOWN
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:  # what a dual-stack socket makes of an IPv4 peer
+            return f"addr-{parsed.ipv4_mapped}"
         # One customer holds a whole /64: limiting single addresses of it limits nobody.
         return f"addr-{IPv6Network((int(parsed) >> 64 << 64, 64))}"
     return f"addr-{parsed}"
@@ -75,4 +80,6 @@ def _is_trusted(address: str, trusted: Networks) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return False
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
     return any(parsed in network for network in trusted)

@@ -5,7 +5,7 @@ A leaf module: it knows HTTP status numbers, not any web framework.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -36,12 +36,14 @@ class ProblemError(BiQueryError):
         *,
         retry_after_seconds: float | None = None,
         extra: Mapping[str, Any] | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.extra: dict[str, Any] = dict(extra or {})
+        self.headers = tuple(headers)
 
     def document(self, request_id: str) -> dict[str, Any]:
         """The problem document: `type`, `title`, `status`, `code`, `detail`, `request_id` and the error's own members."""
@@ -110,6 +112,13 @@ class UnsupportedMediaType(ProblemError):
 
     status = 415
     title = "Unsupported media type"
+
+
+class HeadersTooLarge(ProblemError):
+    """431: the request's headers are larger than anything a client of this API has to say."""
+
+    status = 431
+    title = "Request header fields too large"
 
 
 class SqlRefused(ProblemError):

@@ -49,16 +49,20 @@ _ARROW_TYPES = (
     "timestamp_ms",
     "timestamp_ns",
     "timestamp with time zone",
-    "interval",
 }
-# The Parquet writer has no interval of months and stops the thread on one; dictionaries are spelled out.
-_PARQUET_TYPES = _ARROW_TYPES - {"interval", "enum"}
+# Not among them: INTERVAL. Arrow counts its nanoseconds in 64 bits, DuckDB its microseconds, and the export overflows
+# silently; the Parquet writer has no interval at all and panics on one. Parquet spells dictionaries out.
+_PARQUET_TYPES = _ARROW_TYPES - {"enum", "timestamp_s"}
 _NATIVE: dict[Format, set[str]] = {
     "json": _JSON_TYPES,
     "csv": {"varchar"},
     "arrow": _ARROW_TYPES,
     "parquet": _PARQUET_TYPES,
 }
+_QUALITY = re.compile(r"(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")
+_NULL_TYPE = re.compile(r'^"NULL"')
+_MOST_RANGES = 32
+_REMEMBERED_ACCEPT_CHARS = 256
 _CSV_QUOTED = re.compile(r'[",\r\n]|^\s|\s$')
 
 
@@ -92,7 +96,6 @@ class Plan:
     """How many bytes of `sql` stand before the caller's own text: DuckDB's error positions count from the start."""
 
 
-@lru_cache(maxsize=1024)
 def negotiate(accept: str, explicit: str | None) -> Format:
     """The format to answer in: `?format=` if given, else the best offer for the `Accept` header, else JSON.
 
@@ -104,30 +107,36 @@ def negotiate(accept: str, explicit: str | None) -> Format:
         return explicit
     if not accept or accept == "*/*":
         return "json"
-    best: tuple[float, int, Format] | None = None
-    for order, part in enumerate(accept.split(",")[:32]):
-        media, _, rest = part.strip().partition(";")
-        quality = _quality(rest)
-        for name in FORMATS:
-            offered = MEDIA_TYPES[name].partition(";")[0]
-            if quality > 0 and media.strip().lower() in (offered, "*/*", offered.split("/")[0] + "/*"):
-                candidate = (-quality, order, name)
-                best = candidate if best is None or candidate[:2] < best[:2] else best
-                break
-    if best is None:
+    chosen = _best_offer(accept) if len(accept) > _REMEMBERED_ACCEPT_CHARS else _remembered_offer(accept)
+    if chosen is None:
         offers = ", ".join(media.partition(";")[0] for media in MEDIA_TYPES.values())
         raise NotAcceptable("not_acceptable", f"none of the accepted types can be had; offered: {offers}")
-    return best[2]
+    return chosen
+
+
+def _best_offer(accept: str) -> Format | None:
+    """RFC 9110: the most specific range that names a type decides its quality; ties go to the range named first."""
+    ranges: dict[str, tuple[float, int]] = {}
+    for order, part in enumerate(accept.split(",")[:_MOST_RANGES]):
+        media, _, parameters = part.strip().partition(";")
+        ranges.setdefault(media.strip().lower(), (_quality(parameters), order))
+    best: tuple[float, int, Format] | None = None
+    for name in FORMATS:
+        media = MEDIA_TYPES[name].partition(";")[0]
+        found = [ranges[key] for key in (media, media.split("/")[0] + "/*", "*/*") if key in ranges]
+        if found and found[0][0] > 0 and (best is None or (-found[0][0], found[0][1]) < best[:2]):
+            best = (-found[0][0], found[0][1], name)
+    return None if best is None else best[2]
+
+
+_remembered_offer = lru_cache(maxsize=1024)(_best_offer)
 
 
 def _quality(parameters: str) -> float:
     for parameter in parameters.split(";"):
         name, _, value = parameter.strip().partition("=")
-        if name.lower() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
+        if name.strip().lower() == "q":
+            return float(value.strip()) if _QUALITY.fullmatch(value.strip()) else 0.0
     return 1.0
 
 
@@ -140,7 +149,7 @@ def make_plan(cursor: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, 
     described = cursor.description or []
     cursor.fetchall()
     casts = [_target(column[1], fmt) for column in described]
-    columns = tuple((column[0], str(column[1]).strip('"')) for column in described)
+    columns = tuple((column[0], _NULL_TYPE.sub("NULL", str(column[1]))) for column in described)
     floats = tuple(i for i, column in enumerate(described) if column[1].id in _FLOATS)
     nested = any(column[1].id not in _FLOATS and _holds(column[1], _FLOATS) for column in described)
     if fmt in ("json", "csv") and not any(casts):
@@ -160,6 +169,8 @@ def _target(kind: Any, fmt: Format) -> str | None:
     if fmt == "csv" or kind.id not in ("list", "array", "struct", "map", "tuple"):
         if kind.id in _NATIVE[fmt]:
             return None
+        if kind.id == "timestamp_s" and fmt == "parquet":  # its writer would leave a plain integer
+            return "TIMESTAMP_MS"
         # Arrow has no 128-bit integer; DuckDB's export silently drops digits beyond 38, a DECIMAL cast refuses instead.
         return "DECIMAL(38,0)" if kind.id in _WIDE and fmt != "csv" else "VARCHAR"
     children = dict(kind.children)
@@ -328,12 +339,23 @@ def _encode_columns(
             raise SqlRefused("value_out_of_range", message) from error
         raise
     started = time.perf_counter()
+    return Encoded(_written(table, fmt), count, truncated, time.perf_counter() - started)
+
+
+def _written(table: Table, fmt: Format) -> bytes:
     sink = io.BytesIO()
-    if fmt == "arrow":
-        write_ipc_stream(table, sink, compression=None)
-    else:
-        write_parquet(table, sink)
-    return Encoded(sink.getvalue(), count, truncated, time.perf_counter() - started)
+    try:
+        if fmt == "arrow":
+            write_ipc_stream(table, sink, compression=None)
+        else:
+            write_parquet(table, sink)
+    except BaseException as error:
+        # A panic of the Rust writer is no Exception: unconverted, it would pass every handler on its way up.
+        if type(error).__name__ != "PanicException":
+            raise
+        text = f"the {fmt} writer cannot hold one of these columns ({str(error)[:100]}); CAST it to VARCHAR"
+        raise SqlRefused("not_encodable", text) from None
+    return sink.getvalue()
 
 
 def _fitting_rows(batch: RecordBatch, room_bytes: int) -> int:

@@ -139,7 +139,7 @@ def _invalidation() -> dict[str, Any]:
             "name": "pattern",
             "in": "query",
             "schema": {"type": "string", "minLength": 1, "maxLength": 500},
-            "description": "A glob (`*`, `?`) over `query/parameters/format`, for example `top_products/*department=GROCERY*`.",
+            "description": "A glob (`*`, `?`) over `query/parameters/format`, e.g. `top_products/*department=GROCERY*`.",
         },
     ]
     schema = {

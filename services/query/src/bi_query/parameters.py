@@ -16,7 +16,10 @@ ParameterType = Literal["integer", "number", "string", "boolean", "date"]
 Value = int | float | str | bool | date | None
 
 DEFAULT_MAX_LENGTH = 200
+# Stricter than Python's own readers, which take blanks, underscores, digits of any script and week dates.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples"}
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
@@ -96,8 +99,8 @@ class Parameter:
             return int(text) if _INTEGER.fullmatch(text) else _MISSING
         try:
             if self.type == "date":
-                return date.fromisoformat(text) if len(text) == 10 else _MISSING
-            number = float(text) if text.isascii() and "_" not in text else math.nan
+                return date.fromisoformat(text) if _DATE.fullmatch(text) else _MISSING
+            number = float(text) if _NUMBER.fullmatch(text) else math.nan
         except ValueError:
             return _MISSING
         return number if math.isfinite(number) else _MISSING

@@ -9,6 +9,7 @@ second. With Redis away the local limit holds.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -56,8 +57,11 @@ class WindowStorage(Storage):
 
     STORAGE_SCHEME = ["bi-window"]  # noqa: RUF012 - the base class declares it so
 
-    def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **_: str) -> None:
+    def __init__(
+        self, uri: str | None = None, wrap_exceptions: bool = False, max_buckets: int = _MAX_BUCKETS, **_: str
+    ) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions)
+        self._max_buckets = max_buckets
         self.windows: dict[str, _Window] = {}
         self.dirty: set[str] = set()
 
@@ -71,7 +75,7 @@ class WindowStorage(Storage):
         now = time.time()
         window = self.windows.get(key)
         if window is None or window.expires_at <= now:
-            if len(self.windows) >= _MAX_BUCKETS:
+            if len(self.windows) >= self._max_buckets:
                 self.forget_expired(now)
             window = self.windows[key] = _Window(0, now + expiry)
         window.count += amount
@@ -105,10 +109,12 @@ class WindowStorage(Storage):
         self.windows.pop(key, None)
 
     def forget_expired(self, now: float) -> None:
-        """Drop windows that ended; beyond the bound, the oldest too."""
+        """Drop windows that ended; beyond the bound, the oldest tenth too, so that this is not due again at once."""
         self.windows = {key: window for key, window in self.windows.items() if window.expires_at > now}
-        while len(self.windows) >= _MAX_BUCKETS:
-            del self.windows[next(iter(self.windows))]
+        if len(self.windows) >= self._max_buckets:
+            for key in list(itertools.islice(self.windows, max(1, self._max_buckets // 10))):
+                del self.windows[key]
+        self.dirty &= self.windows.keys()
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ class ClientLimiter(Limiter):
                     f"more than {item} from this client; wait {quota.reset_seconds} s, or ask for a higher limit",
                     retry_after_seconds=quota.reset_seconds,
                     extra={"limit": quota.limit, "reset_seconds": quota.reset_seconds},
+                    headers=quota.headers(),
                 )
             if tightest is None or quota.remaining < tightest.remaining:
                 tightest = quota
@@ -201,8 +208,11 @@ class ClientLimiter(Limiter):
     async def _exchange(self, client: object, add: Callable[..., object]) -> None:
         keys = list(self.windows.dirty)[:1000]
         now = time.time()
+        # Hits of a window that has ended must not be added to the one that Redis is counting now.
         batch = [
-            (key, window, window.unshared) for key in keys if (window := self.windows.windows.get(key)) is not None
+            (key, window, window.unshared)
+            for key in keys
+            if (window := self.windows.windows.get(key)) is not None and window.expires_at > now
         ]
         async with client.pipeline(transaction=False) as pipe:  # type: ignore[attr-defined]
             for key, window, unshared in batch:

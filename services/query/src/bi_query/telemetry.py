@@ -21,7 +21,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .auth import identify
-from .errors import PROBLEM_MEDIA_TYPE, ProblemError, QueryCancelled
+from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, ProblemError, QueryCancelled
 from .metrics import UNMATCHED_ENDPOINT, Metrics
 from .settings import Settings
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MAX_HEADER_BYTES = 32_768
 _CLIENT_GONE_STATUS = 499
 _FLUSH_SECONDS = 0.1
 _FLUSH_LINES = 500
@@ -125,6 +126,9 @@ class Telemetry:
 
         self._metrics.http_in_progress.inc()
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+                detail = f"the request's headers are larger than {MAX_HEADER_BYTES} bytes"
+                raise HeadersTooLarge("headers_too_large", detail)
             await self._app(scope, receive, send_counted)
         except QueryCancelled:
             sent["status"] = _CLIENT_GONE_STATUS
@@ -175,7 +179,7 @@ class Telemetry:
         )
 
 
-async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send, *extra: tuple[bytes, bytes]) -> None:
+async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send) -> None:
     """Send `problem` as `application/problem+json`, with the quota headers of a request that got so far."""
     state["log"]["code"] = problem.code
     quota = state.get("quota")
@@ -184,7 +188,7 @@ async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send,
         (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
-        *extra,
+        *problem.headers,
         *(quota.headers() if quota else ()),
     ]
     if problem.retry_after_seconds is not None:

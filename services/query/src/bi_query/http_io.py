@@ -1,0 +1,242 @@
+"""HTTP in and out for the handlers: arguments, bodies and disconnects read; results, documents and 304s written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .errors import BadRequest, PayloadTooLarge, QueryCancelled, UnsupportedMediaType
+from .formats import MEDIA_TYPES, Format, negotiate
+from .query_service import Result
+from .rate_limit import Quota
+
+MAX_QUERY_STRING_BYTES = 16_384
+MAX_FIELDS = 100
+_VARY = (b"vary", b"Accept, Authorization, X-API-Key")
+# What parse_qsl would quietly repair: a '%' that starts no escape. In a strict reader it is a mistake worth telling.
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+_T = TypeVar("_T")
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """All values of a header, joined; empty without one."""
+    values = [value for key, value in scope["headers"] if key == name]
+    return b",".join(values) if values else b""
+
+
+def query_pairs(scope: Scope) -> list[tuple[str, str]]:
+    """The query string's name/value pairs, decoded. Raises `BadRequest`."""
+    raw: bytes = scope["query_string"]
+    if len(raw) > MAX_QUERY_STRING_BYTES:
+        raise BadRequest("query_string_too_long", f"the query string is longer than {MAX_QUERY_STRING_BYTES} bytes")
+    if not raw:
+        return []
+    try:
+        text = raw.decode("utf-8")
+        if _BAD_ESCAPE.search(text):
+            raise ValueError("a '%' without two hexadecimal digits")
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise BadRequest(
+            "bad_query_string", f"the query string is not percent-encoded UTF-8 with at most {MAX_FIELDS} fields"
+        ) from error
+
+
+def arguments(scope: Scope) -> tuple[list[tuple[str, str]], Format]:
+    """The query string's pairs without `format`, and the format to answer in. Raises `BadRequest`, `NotAcceptable`."""
+    pairs = query_pairs(scope)
+    formats = [value for name, value in pairs if name == "format"]
+    if len(formats) > 1:
+        raise BadRequest("repeated_parameter", "parameter 'format' is given more than once; give it once")
+    fmt = negotiate(header(scope, b"accept").decode("latin-1"), formats[0] if formats else None)
+    return [pair for pair in pairs if pair[0] != "format"], fmt
+
+
+def wants_no_cache(scope: Scope) -> bool:
+    """Whether the request's `Cache-Control` asks for a new answer."""
+    control = header(scope, b"cache-control").lower()
+    return b"no-cache" in control or b"no-store" in control
+
+
+async def unless_gone(request: Request, asked: Coroutine[Any, Any, _T]) -> _T:
+    """Await `asked`; cancel it, and with it the query, when the client hangs up. Raises `QueryCancelled` then."""
+    work = asyncio.ensure_future(asked)
+    gone = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise QueryCancelled("client_closed_request", "the client went away")
+    finally:
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def sql_body(request: Request, max_bytes: int) -> tuple[str, dict[str, object]]:
+    """`{"sql": text, "params": {name: scalar}}` from the request's body.
+
+    Raises `UnsupportedMediaType`, `PayloadTooLarge`, `BadRequest`.
+    """
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise UnsupportedMediaType("not_json", f"send application/json, not {media[:60]!r}")
+    body = await _read_body(request, max_bytes)
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise BadRequest("bad_json", f"the body is not JSON in UTF-8: {_reason(error)}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("sql"), str):
+        raise BadRequest(
+            "bad_body", 'send {"sql": "SELECT …", "params": {…}}; \'sql\' is text and is missing or something else'
+        )
+    if unknown := document.keys() - {"sql", "params"}:
+        raise BadRequest("bad_body", f"unknown member {min(unknown)[:60]!r}; known are 'sql' and 'params'")
+    if not _is_clean(document["sql"]):
+        raise BadRequest("bad_body", "'sql' holds a NUL character or half of a surrogate pair")
+    params = document.get("params")
+    params = {} if params is None else params
+    if not isinstance(params, dict) or not all(_is_scalar(value) for value in params.values()):
+        raise BadRequest(
+            "bad_body",
+            "'params' must be an object of texts (no NUL), booleans, nulls and numbers (finite, integers up to 64 bits)",
+        )
+    return document["sql"], params
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    chunks: list[bytes] = []
+    size = int(declared) if declared.isdecimal() and len(declared) < 19 else 0
+    if size <= max_bytes:
+        size = 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    break
+                chunks.append(chunk)
+        except ClientDisconnect:
+            raise QueryCancelled("client_closed_request", "the client went away while sending") from None
+    if size > max_bytes:
+        raise PayloadTooLarge("body_too_large", f"the body is larger than {max_bytes} bytes")
+    return b"".join(chunks)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos}"
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)[:100]
+
+
+def _is_scalar(value: object) -> bool:
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    if isinstance(value, float):
+        return math.isfinite(value)  # 1e999 reads as infinity
+    return isinstance(value, str) and _is_clean(value)
+
+
+def _is_clean(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate from a \ud800 escape
+        return False
+    return "\x00" not in text
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is given more than once")
+    return members
+
+
+def respond(scope: Scope, result: Result, quota: Quota) -> Response:
+    """The result with its freshness headers, or 304 when the client holds it already."""
+    served, entry = result.served, result.served.entry
+    now = time.time()
+    remaining = max(0, int(entry.fresh_until - now))
+    headers = [
+        (b"content-type", MEDIA_TYPES[result.fmt].encode()),
+        (b"x-cache", served.result.encode()),
+        (b"age", b"%d" % max(0, now - entry.created_at)),
+        (b"etag", entry.etag.encode()),
+        (
+            b"cache-control",
+            b"private, max-age=%d, stale-while-revalidate=%d" % (remaining, result.freshness.stale_seconds),
+        ),
+        (b"x-data-version", result.snapshot_id.encode()),
+        (b"x-row-count", b"%d" % entry.row_count),
+        (b"x-truncated", b"true" if entry.truncated else b"false"),
+        _VARY,
+        *quota.headers(),
+    ]
+    log = scope["state"]["log"]
+    log.update(snapshot=result.snapshot_id, cache=served.result, tier=served.tier, rows=entry.row_count)
+    if served.answer is not None and served.result in ("miss", "bypass", "coalesced"):
+        queue, engine = served.answer.queue_seconds, served.answer.engine_seconds
+        encode = served.answer.encoded.encode_seconds
+        timing = f"queue;dur={queue * 1000:.2f}, engine;dur={engine * 1000:.2f}, encode;dur={encode * 1000:.2f}"
+        headers.append((b"server-timing", timing.encode()))
+        log.update(queue_seconds=round(queue, 6), engine_seconds=round(engine, 6), encode_seconds=round(encode, 6))
+    else:
+        headers.append((b"server-timing", b"cache;desc=" + served.tier.encode()))
+    if _matches(header(scope, b"if-none-match"), entry.etag):
+        return Ready(b"", 304, headers)
+    body = entry.raw()
+    headers.append((b"content-length", b"%d" % len(body)))
+    return Ready(body, 200, headers)
+
+
+def _matches(if_none_match: bytes, etag: str) -> bool:
+    if not if_none_match:
+        return False
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.decode("latin-1").split(","))
+
+
+class Ready(Response):
+    """A response whose bytes and headers are complete: sent as they are."""
+
+    def __init__(self, body: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code = status
+        self.body = body
+        self.raw_headers = headers
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def json_answer(document: object, quota: Quota | None = None, *extra: tuple[bytes, bytes]) -> Response:
+    """A JSON document that no cache may keep."""
+    body = orjson.dumps(document, default=str)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *extra]
+    return Ready(body, 200, [*headers, (b"cache-control", b"no-store"), *(quota.headers() if quota else [])])
