@@ -155,7 +155,7 @@ resolve() { # resolve <VARIABLE> <image>: writes the override when the image is 
 }
 
 own_image() { # our own image, on the Python base that was found
-  local image python revision previous
+  local image python revision
   # shellcheck disable=SC2016  # compose's own syntax, matched as text
   image=$(sed -n 's/.*\${BI_QUERY_IMAGE:-\([^}]*\)}.*/\1/p' compose.yaml | head -n 1)
   [ -f services/query/Dockerfile ] || { say "services/query/Dockerfile is not there yet: skipped"; return 0; }
@@ -163,13 +163,10 @@ own_image() { # our own image, on the Python base that was found
   python=$(setting BI_PYTHON_IMAGE "")
   [ ! -f "$OVERRIDES" ] || python=$(sed -n 's/^BI_PYTHON_IMAGE=//p' "$OVERRIDES" | grep . || echo "$python")
   revision=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
-  previous=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null || true)
   say "building $image"
   build "$image" ${python:+--build-arg "PYTHON_IMAGE=$python"} --build-arg "REVISION=$revision" services/query
-  # The one it replaces would stay as a nameless 250 MB; one that a container still uses is kept by docker.
-  if [ -n "$previous" ] && [ "$previous" != "$(docker image inspect --format '{{.Id}}' "$image")" ]; then
-    docker image rm "$previous" >/dev/null 2>&1 || true
-  fi
+  # What it replaces would stay as a nameless 250 MB; docker keeps what a container still uses.
+  docker image prune -f --filter label=org.opencontainers.image.title=bi-query >/dev/null
   say "ok: $image ($(docker image inspect --format '{{.Size}}' "$image" | awk '{ printf "%.0f MB", $1 / 1e6 }'))"
 }
 

@@ -184,7 +184,10 @@ def used_with_default() -> dict[str, str]:
 
 
 def test_every_variable_has_a_default_or_is_optional_by_form() -> None:
-    assert re.findall(r"(?<!\$)\$\{[A-Z0-9_]+(?![A-Z0-9_]|:-|:\+)[^}]*\}|(?<!\$)\$[A-Z]\w*", COMPOSE_FILE.read_text()) == []
+    assert (
+        re.findall(r"(?<!\$)\$\{[A-Z0-9_]+(?![A-Z0-9_]|:-|:\+)[^}]*\}|(?<!\$)\$[A-Z]\w*", COMPOSE_FILE.read_text())
+        == []
+    )
 
 
 def passed_through() -> set[str]:
