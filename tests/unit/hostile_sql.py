@@ -178,6 +178,7 @@ CONSTRUCTS = [
     ("select 'sales'::regclass", "forbidden_construct"),
     ("select 'x'::geometry", "forbidden_construct"),
     ("select 1::main.integer", "forbidden_construct"),
+    ("select 1::json.regclass", "forbidden_construct"),
     ("select 'a'::some_enum", "forbidden_construct"),
 ]
 
@@ -203,7 +204,11 @@ SPELLINGS = [
     "select getenv('HOME') || 'x'",
     "select 'x' like getenv('HOME')",
     "select 1 between 0 and length(getenv('HOME'))",
+    "select length(getenv('HOME')) between 0 and 1",
+    "select 1 between length(getenv('HOME')) and 2",
     "select 1 in (length(getenv('HOME')))",
+    "select getenv('HOME') -> '$.k'",
+    "select (getenv('HOME')::json -> 'k') ->> 'k'",
     "select getenv('HOME') is null",
     "select getenv('HOME')::varchar",
     "select try_cast(getenv('HOME') as int)",
@@ -267,6 +272,9 @@ SPELLINGS = [
     "select 1 except (select 2 order by getenv('HOME'))",
     "from sales select getenv('HOME')",
     "pivot sales on store in (1) using max(getenv('HOME'))",
+    "from sales pivot (sum(id) for store in (length(getenv('HOME'))))",
+    "from monthly unpivot (amount for month in (jan, getenv('HOME')))",
+    "unpivot monthly on length(getenv('HOME')) into name month value amount",
     "pivot (select getenv('HOME') e, 1 id) on e in ('a') using sum(id)",
     "from products pivot (max(getenv(name)) for department in ('a'))",
     "describe select getenv('HOME')",
@@ -420,6 +428,8 @@ ARGUMENTS = [
     "select damerau_levenshtein(name, name) from products",
     "select reservoir_quantile(id, 0.5, 2147483647) from sales",
     "select json_group_structure(note) from sales",
+    f"select json_structure(({DEEP})::json)",
+    "select editdist3(name, name) from products",
 ]
 
 HOSTILE: list[tuple[str, str]] = [
@@ -524,7 +534,7 @@ VALID = [
     "select * from json_each('[1, 2]')",
     "select * from range(5), generate_series(1, 3) g(i)",
     "select * from range(date '2020-01-01', date '2020-02-01', interval 1 week) d(day)",
-    'select from_json(note, \'{"k": ["INT"], "s": "VARCHAR"}\').k[1], json_structure(note), json_keys(note) from sales',
+    'select from_json(note, \'{"k": ["INT"], "s": "VARCHAR"}\').k[1], json_keys(note) from sales',
     "select note -> '$.k[*]', note ->> '$.*', note -> 0, json_extract(note, ['$.k', '$.s']), note -> 'k' -> 0 from sales",
     "select lpad(id::varchar, 8, '0'), rpad('x', 3, '.'), repeat('=', 20), printf('%08.2f %5s%%', 1.5, 'a') from sales",
     "select format('{:>10} {:,} {{}} {:.2f} 2016000', 'a', 1000, 1.5), format('{0} {1}', 1, 2)",

@@ -12,6 +12,7 @@ import pytest
 from bi_query.errors import SqlRefused
 from bi_query.sql_functions import EXPRESSION_FUNCTIONS, PARSER_FUNCTIONS, TABLE_FUNCTIONS
 from bi_query.sql_guard import SqlGuard
+from bi_query.sql_tree import TreeError, Walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,21 @@ def test_a_refused_argument_is_named_with_what_it_must_be() -> None:
         "Argument 2 of repeat must be written out as a whole number up to 10000."
     )
     assert "lambda x:" in refusal("select list_filter([1], x -> x > 0)").detail
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"class": "FUTURE_CLASS"},
+        {"class": None, "type": "FUTURE_NODE"},
+        {"type": "EMPTY", "future_key": None},
+        {"type": "EMPTY", "sample": {"value": [{"future_key": 1}]}},
+    ],
+)
+def test_what_a_future_duckdb_adds_to_the_tree_is_refused(node: dict[str, object]) -> None:
+    with pytest.raises(TreeError) as caught:
+        Walk({}).run({"node": node})
+    assert caught.value.code == "forbidden_construct"
 
 
 # Positions and details
@@ -213,8 +229,8 @@ def test_no_dangerous_function_is_allowed() -> None:
         checkpoint force_checkpoint error assert_true finalize combine stats version current_database
         current_user session_user user current_catalog in_search_path histogram_values invoke to_aggregate_state
         remap_struct cast_to_type make_type replace_type parse_duckdb_log_message get_block_size
-        current_connection_id current_transaction_id copy_database reservoir_quantile json_group_structure
-        list_resize array_resize bitstring damerau_levenshtein import_database vector_type
+        current_connection_id current_transaction_id copy_database reservoir_quantile json_structure json_group_structure
+        list_resize array_resize bitstring damerau_levenshtein editdist3 import_database vector_type
     """
     allowed = EXPRESSION_FUNCTIONS | TABLE_FUNCTIONS
     assert allowed & set(names.split()) == set()

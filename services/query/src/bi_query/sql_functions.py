@@ -1,10 +1,12 @@
 """The functions that ad-hoc SQL may call: an allowlist, in two sets by where a call may stand.
 
-A name is listed when it computes from its arguments alone. Left out, so refused: what reads or writes files,
-the network, the environment, settings, the catalogue or the log; what runs SQL given as text; what sleeps,
-raises or changes state (`setseed`, `nextval`); what takes or makes internal binary forms (`finalize`,
-`create_sort_key`, `stats`); what is there only for the PostgreSQL catalogue. The unit tests check the sets
-against the installed DuckDB.
+A name is listed when it computes from its arguments alone. Left out, so refused: what reads or writes
+files, the network, the environment, settings, the catalogue or the log; what runs SQL given as text; what
+sleeps, raises or changes state (`setseed`, `nextval`); what takes or makes internal binary forms
+(`finalize`, `create_sort_key`, `stats`); what was seen to break the database instance (`json_structure`,
+`reservoir_quantile`) or to take memory without bound (`bitstring`, `list_resize`, edit distances with a
+matrix); what is there only for the PostgreSQL catalogue. The unit tests check the sets against the
+installed DuckDB.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ _CONDITIONAL = "coalesce if ifnull nullif greatest least typeof pg_typeof switch
 
 _TEXT = """
 array_to_string ascii bar base64 bin bit_length char_length character_length chr collate_noaccent concat
-concat_ws contains decode editdist3 encode ends_with format format_bytes formatreadabledecimalsize
-formatreadablesize from_base64 from_binary from_hex hamming hex ilike_escape instr jaccard jaro_similarity
+concat_ws contains decode encode ends_with format format_bytes formatreadabledecimalsize formatreadablesize
+from_base64 from_binary from_hex hamming hex ilike_escape instr jaccard jaro_similarity
 jaro_winkler_similarity lcase left left_grapheme length length_grapheme levenshtein like_escape lower lpad
 ltrim md5 md5_number mismatches nfc_normalize not_ilike_escape not_like_escape octet_length ord overlay
 parse_dirname parse_dirpath parse_filename parse_formatted_bytes parse_path position prefix printf
@@ -79,7 +81,7 @@ _JSON = """
 array_to_json from_json from_json_strict json json_array json_array_length json_contains json_deep_merge
 json_exists json_extract json_extract_path json_extract_path_text json_extract_string json_group_array
 json_group_object json_insert json_keys json_merge_patch json_merge_patch_diff json_normalize json_object
-json_pretty json_quote json_remove json_replace json_set json_strip_nulls json_structure json_transform
+json_pretty json_quote json_remove json_replace json_set json_strip_nulls json_transform
 json_transform_strict json_type json_valid json_value row_to_json to_json
 """
 

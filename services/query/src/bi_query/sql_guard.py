@@ -19,15 +19,16 @@ parsed is, to the byte, the text returned to be run.
 **Known gaps.** (1) Cost is not judged: `range(1e12)`, cross joins and endless recursive CTEs are for the
 engine's time, memory and row limits. Those have holes of their own: DuckDB does not count the strings and
 lists of expressions in its memory limit (`len(generate_series(1, 400000000))` took 3.5 GB under a limit of
-256 MB), and one call over a huge value hears no time-out (`levenshtein` of two strings of 1e6 characters).
-`sql_arguments` takes the short ways away; the rest needs a memory limit on the process and a restart. (2) A
-DuckDB InternalException or FatalException closes the database instance for good; functions seen to raise
-one are not listed, others may. (3) `PIVOT .. ON x` without `IN (..)` is several statements to DuckDB:
-refused, with the advice to add IN. (4) `current_user`, `current_catalog` and the like without parentheses
-are column references to the parser and answer constants (`duckdb`, the snapshot's name). (5) Views of the
-snapshot are trusted: what they call is not looked at. (6) Chains of more than about 330 operators (`a || b
-|| ..`; not AND, OR, IN lists) and sub-queries nested deeper than about 60 are refused as too deep. (7) A
-bug in DuckDB's parser or in a listed function is not stopped here: run the service without privileges.
+256 MB), and one call over a huge value hears no time-out (`levenshtein` or a regular expression, each side
+50,000 characters long). `sql_arguments` takes the short ways away; the rest needs a memory limit on the
+process and a restart. (2) A DuckDB InternalException or FatalException closes the database instance for
+good; functions seen to raise one are not listed, others may. (3) `PIVOT .. ON x` without `IN (..)` is
+several statements to DuckDB: refused, with the advice to add IN. (4) `current_user`, `current_catalog` and
+the like without parentheses are column references to the parser and answer constants (`duckdb`, the
+snapshot's name). (5) Views of the snapshot are trusted: what they call is not looked at. (6) Chains of more
+than about 330 operators (`a || b || ..`; not AND, OR, IN lists) and sub-queries nested deeper than about 60
+are refused as too deep. (7) A bug in DuckDB's parser or in a listed function is not stopped here: run the
+service without privileges.
 """
 
 from __future__ import annotations
