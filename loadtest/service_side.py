@@ -1,0 +1,190 @@
+"""The service's side: increases of its counters over the window, from its own /metrics or from Prometheus."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from .measured import Counters, Key, increase
+from .objectives import Objectives
+
+COUNTERS = frozenset(
+    {
+        "http_requests_total",
+        "http_request_duration_seconds_bucket",
+        "bi_cache_requests_total",
+        "bi_cache_saved_seconds_total",
+        "bi_engine_rejections_total",
+        "bi_engine_wait_seconds_sum",
+        "bi_engine_wait_seconds_count",
+        "bi_engine_execution_seconds_sum",
+        "bi_engine_execution_seconds_count",
+        "bi_snapshot_swaps_total",
+        "process_cpu_seconds_total",
+    }
+)
+# Labels that tell replicas apart; everything else of a target's labels is the same for all.
+_TARGET = frozenset({"job", "instance", "__name__"})
+_BEFORE_SECONDS = 60.0
+_SCRAPE_WAIT_SECONDS = 40.0
+
+
+class Unmeasured(RuntimeError):
+    """The service's side cannot be read; the message says from where and why."""
+
+
+class ServiceSide(Protocol):
+    """Reads the service's counters. `mark` names a moment; a window lies between two marks."""
+
+    source: str
+
+    def mark(self, name: str, *, quiet: bool = False) -> None:
+        """Remember now as `name`; with `quiet` (no requests are running) wait until the counters up to now are in."""
+
+    def counted(self, start: str, end: str) -> Counters:
+        """Increases between two marks."""
+
+    def rate(self, start: str, end: str, objectives: Objectives) -> float | None:
+        """Requests per second to the API between two marks; None when there are too few readings."""
+
+    def gauge(self, name: str) -> float:
+        """The largest current value of a gauge over replicas; NaN without one."""
+
+
+def _read(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=15) as answer:  # noqa: S310 - cli checks that it is http(s)
+            return str(answer.read().decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unmeasured(f"cannot read {url}: {error}") from error
+
+
+class MetricsPage:
+    """One replica's /metrics, read at each mark: exact, and enough where there is no Prometheus."""
+
+    def __init__(self, url: str) -> None:
+        self.source = url
+        self._marks: dict[str, tuple[float, dict[Key, float]]] = {}
+
+    def mark(self, name: str, *, quiet: bool = False) -> None:
+        """Read the page. It is always up to date."""
+        self._marks[name] = (time.monotonic(), self._page())
+
+    def _page(self) -> dict[Key, float]:
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(_read(self.source))
+            for sample in family.samples
+        }
+
+    def counted(self, start: str, end: str) -> Counters:
+        """Differences of the two pages; from zero after a restart."""
+        before, after = self._marks[start][1], self._marks[end][1]
+        return {
+            key: value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value
+            for key, value in after.items()
+            if key[0] in COUNTERS
+        }
+
+    def rate(self, start: str, end: str, objectives: Objectives) -> float | None:
+        """Difference over time."""
+        seconds = self._marks[end][0] - self._marks[start][0]
+        return requests_in(self.counted(start, end), objectives) / seconds if seconds > 0 else None
+
+    def gauge(self, name: str) -> float:
+        """The page's value."""
+        return max((value for (found, _), value in self._page().items() if found == name), default=math.nan)
+
+
+class Prometheus:
+    """Every replica's counters, as Prometheus scraped them. Sums raw samples instead of using increase().
+
+    Times are Prometheus' own, so that the clock of the machine that sends the load does not matter.
+    """
+
+    def __init__(self, url: str, job: str) -> None:
+        self.source = url
+        self._url = url.rstrip("/")
+        self._job = job
+        self._marks: dict[str, float] = {}
+
+    def mark(self, name: str, *, quiet: bool = False) -> None:
+        """Remember Prometheus' time; with `quiet`, the time of a scrape of every replica that came after it."""
+        now = self._scalar("time()")
+        if quiet:
+            deadline = time.monotonic() + _SCRAPE_WAIT_SECONDS
+            while (scraped := self._scalar(f'min(timestamp(up{{job="{self._job}"}} == 1))')) < now or math.isnan(
+                scraped
+            ):
+                if time.monotonic() > deadline:
+                    raise Unmeasured(f"{self._url}: job {self._job!r} was not scraped for {_SCRAPE_WAIT_SECONDS:g} s")
+                time.sleep(0.5)
+            # Replicas are scraped one after another: now all of them have been.
+            now = self._scalar("time()")
+        self._marks[name] = now
+
+    def counted(self, start: str, end: str) -> Counters:
+        """Increases of each series' raw samples, replicas added up."""
+        began, ended = self._marks[start], self._marks[end]
+        total: dict[Key, float] = {}
+        for labels, samples in self._raw("|".join(sorted(COUNTERS)), began, ended):
+            name = labels["__name__"]
+            key = (name, tuple(sorted((k, v) for k, v in labels.items() if k not in _TARGET)))
+            total[key] = total.get(key, 0.0) + increase(samples, began, ended)
+        return total
+
+    def rate(self, start: str, end: str, objectives: Objectives) -> float | None:
+        """Requests between the first and the last scrape inside the window, over the time between them, per replica."""
+        began, ended = self._marks[start], self._marks[end]
+        replicas: dict[str, float] = {}
+        spans: dict[str, tuple[float, float]] = {}
+        for labels, samples in self._raw("http_requests_total", began, ended):
+            inside = [when for when, _ in samples if began <= when <= ended]
+            if not objectives.endpoints.fullmatch(labels.get("endpoint", "")) or len(inside) < 2:
+                continue
+            replica = labels["instance"]
+            spans[replica] = (inside[0], inside[-1])
+            replicas[replica] = replicas.get(replica, 0.0) + increase(samples, inside[0], inside[-1])
+        if not replicas:
+            return None
+        return sum(count / (spans[name][1] - spans[name][0]) for name, count in replicas.items())
+
+    def gauge(self, name: str) -> float:
+        """The largest replica's."""
+        return self._scalar(f'max({name}{{job="{self._job}"}})')
+
+    def _raw(
+        self, names: str, began: float, ended: float
+    ) -> Iterable[tuple[dict[str, str], list[tuple[float, float]]]]:
+        seconds = math.ceil(ended - began + _BEFORE_SECONDS)
+        found = self._query(f'{{__name__=~"{names}", job="{self._job}"}}[{seconds}s]', ended)
+        for series in found:
+            yield series["metric"], [(float(when), float(value)) for when, value in series["values"]]
+
+    def _scalar(self, expression: str) -> float:
+        found = self._query(expression, None)
+        if not found:
+            return math.nan
+        return float(found[1] if isinstance(found[0], (int, float)) else found[0]["value"][1])
+
+    def _query(self, expression: str, when: float | None) -> list[Any]:
+        given = {"query": expression} | ({} if when is None else {"time": f"{when:.3f}"})
+        document = json.loads(_read(f"{self._url}/api/v1/query?{urllib.parse.urlencode(given)}"))
+        result: list[Any] = document["data"]["result"]
+        return result
+
+
+def requests_in(counted: Counters, objectives: Objectives) -> float:
+    """Requests to the API in increases of counters."""
+    return sum(
+        value
+        for (name, labels), value in counted.items()
+        if name == "http_requests_total" and objectives.endpoints.fullmatch(dict(labels).get("endpoint", ""))
+    )
