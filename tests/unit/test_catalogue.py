@@ -1,0 +1,165 @@
+"""The catalogue: every fault is found, with its file and line, and the examples of its page are real."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from bi_query.catalogue import CatalogueError, load_catalogue
+from bi_query.errors import ConfigurationError
+
+from tests.support.small import FRESHNESS, Small
+
+PAGE = Path(__file__).parents[2] / "docs" / "catalogue.md"
+
+
+def query(header: str, sql: str = "select $a as a") -> str:
+    return f"/*---\n{header}\n---*/\n{sql}\n"
+
+
+GOOD = "title: T\nfreshness: quick\nparameters:\n  a: {type: integer, default: 1, minimum: 0, maximum: 9}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for part in ("queries", "models"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "freshness.yaml").write_text(FRESHNESS)
+    return tmp_path
+
+
+def problems(folder: Path) -> list[str]:
+    with pytest.raises(CatalogueError) as caught:
+        load_catalogue(folder)
+    return [str(problem).removeprefix(f"{folder}/") for problem in caught.value.problems]
+
+
+FAULTS = {
+    "YAML error": ("title: T\nfreshness: [quick", "select 1", 4, "not YAML"),
+    "unknown key": (GOOD + "\ntitel: X", "select $a", 6, "titel"),
+    "missing title": ("freshness: quick", "select 1", 1, "title"),
+    "a key twice": (GOOD + "\ntitle: X", "select $a", 6, "'title' stands here twice"),
+    "a parameter twice": (GOOD + "\n  a: {type: boolean}", "select $a", 6, "'a' stands here twice"),
+    "not a mapping": ("- a\n- b", "select 1", 1, "front matter"),
+    "bad type": ("title: T\nfreshness: quick\nparameters:\n  a: {type: float}", "select $a", 5, "type must be one of"),
+    "no bounds": (
+        "title: T\nfreshness: quick\nparameters:\n  a: {type: date}",
+        "select $a",
+        5,
+        "minimum and a maximum",
+    ),
+    "default out of range": (GOOD.replace("default: 1", "default: 11"), "select $a", 5, "is too large"),
+    "default of another type": (GOOD.replace("default: 1", "default: x"), "select $a", 5, "is not a integer"),
+    "bounds the wrong way": (GOOD.replace("maximum: 9", "maximum: -1"), "select $a", 5, ""),
+    "choices no list": ("title: T\nfreshness: quick\nparameters:\n  a: {type: string, choices: 5}", "select $a", 5, ""),
+    "choices no texts": (
+        "title: T\nfreshness: quick\nparameters:\n  a: {type: string, choices: [yes, no]}",
+        "select $a",
+        5,
+        "",
+    ),
+    "a time in a date": (
+        "title: T\nfreshness: quick\nparameters:\n"
+        "  a: {type: date, minimum: 2017-01-01 10:00:00, maximum: 2018-01-01, default: 2017-06-01}",
+        "select $a",
+        5,
+        "",
+    ),
+    "undeclared parameter": (GOOD, "select $a,\n  $b", 8, "uses $b, which the front matter does not declare"),
+    "unused parameter": (GOOD, "select 1", 5, "'a' is declared but the SQL never uses $a"),
+    "a parameter's name": (GOOD.replace("  a:", "  Aa:"), "select $Aa", 5, "lower_snake_case"),
+    "a name that is taken": (GOOD.replace("  a:", "  format:"), "select $format", 5, "?format= means something else"),
+    "unknown class": (GOOD.replace("quick", "slowly"), "select $a", 3, "unknown freshness class 'slowly'"),
+    "time-out of nothing": (GOOD + "\ntimeout_seconds: 0", "select $a", 6, "greater than 0"),
+    "two statements": (GOOD, "select $a;\n\nselect 2", 9, "expected one SELECT, found 2"),
+    "no SELECT": (GOOD, "create table x as select $a as a", 7, "exactly one SELECT"),
+    "no SQL": (GOOD, "", 8, "no SQL"),
+    "only a comment": (GOOD, "-- nothing", 7, "exactly one SELECT"),
+    "syntax error": (GOOD, "select $a\nfrom range(3)\nwhere where", 9, "syntax error"),
+}
+
+
+@pytest.mark.parametrize(("header", "sql", "line", "said"), FAULTS.values(), ids=FAULTS)
+def test_each_fault_of_a_query_is_said_with_its_line(folder: Path, header: str, sql: str, line: int, said: str) -> None:
+    (folder / "queries" / "q.sql").write_text(query(header, sql))
+    found = problems(folder)
+    assert any(text.startswith(f"queries/q.sql:{line}: ") and said in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("queries/Bad-Name.sql", query(GOOD), "queries/Bad-Name.sql:1: the file name becomes the name"),
+        ("queries/plain.sql", "select 1", "queries/plain.sql:1: no front matter"),
+        ("queries/ad_hoc.sql", query(GOOD), "queries/ad_hoc.sql:1: the name 'ad_hoc' is taken"),
+        ("queries/open.sql", "/*---\ntitle: T\nselect 1", "queries/open.sql:1: front matter opens"),
+        ("models/m.sql", "/*---\nmaterialized: sometimes\n---*/\nselect 1", "models/m.sql:2: materialized"),
+        ("models/m.sql", "select $a", "models/m.sql:1: a model takes no parameters"),
+        ("models/m.sql", "", "models/m.sql:1: there is no SQL"),
+        ("freshness.yaml", "quick: {fresh_seconds: -1}", "freshness.yaml:1: quick.fresh_seconds"),
+        ("freshness.yaml", "a: {fresh_seconds: 1}\nb: {stale_seconds: 1}", "freshness.yaml:2: b.fresh_seconds"),
+        ("freshness.yaml", "a: {fresh_seconds: 1}\nb: [", "freshness.yaml:2: not YAML"),
+        ("freshness.yaml", "- a", "freshness.yaml:1: expected a mapping"),
+        ("freshness.yaml", "a: 5", "freshness.yaml:1: a: "),
+    ],
+)
+def test_each_fault_of_the_other_files_is_said_with_its_line(folder: Path, name: str, text: str, said: str) -> None:
+    (folder / name).write_text(text)
+    assert any(found.startswith(said) for found in problems(folder)), problems(folder)
+
+
+def test_all_faults_are_said_at_once(folder: Path) -> None:
+    (folder / "queries" / "a.sql").write_text(query(GOOD + "\ntitel: X"))
+    (folder / "queries" / "b.sql").write_text(query(GOOD.replace("quick", "x"), "select 1"))
+    (folder / "models" / "c.sql").write_bytes(b"select '\xff'")
+    assert {text.split(":")[0] for text in problems(folder)} == {"queries/a.sql", "queries/b.sql", "models/c.sql"}
+
+
+def test_line_numbers_hold_after_blank_lines_a_byte_order_mark_and_windows_line_ends(folder: Path) -> None:
+    text = "\ufeff\n\n" + query(GOOD + "\ntitel: X").replace("\n", "\r\n")
+    (folder / "queries" / "q.sql").write_bytes(text.encode())
+    assert any(found.startswith("queries/q.sql:8: titel") for found in problems(folder)), problems(folder)
+
+
+def test_a_good_query_is_as_declared(folder: Path) -> None:
+    (folder / "queries" / "q.sql").write_text(query(GOOD, "select $a as a -- $b; select\n;\n"))
+    found = load_catalogue(folder).queries["q"]
+    assert (found.title, found.freshness_class, found.sql_line) == ("T", "quick", 7)
+    assert found.parameters["a"].default == 1
+    assert found.sql.startswith("select $a")
+
+
+def test_a_query_s_digest_follows_its_text(folder: Path) -> None:
+    digests = set()
+    for header, sql in ((GOOD, "select $a"), (GOOD, "select $a "), (GOOD, "select $a + 1"), (GOOD + "\n", "select $a")):
+        (folder / "queries" / "q.sql").write_text(query(header, sql))
+        digests.add(load_catalogue(folder).queries["q"].digest)
+    (folder / "queries" / "q.sql").write_text(query(GOOD.replace("maximum: 9", "maximum: 8"), "select $a"))
+    digests.add(load_catalogue(folder).queries["q"].digest)
+    assert len(digests) == 3
+
+
+def test_a_folder_that_is_no_catalogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        load_catalogue(tmp_path / "missing")
+    with pytest.raises(ConfigurationError, match="holds no queries"):
+        load_catalogue(tmp_path)
+
+
+def test_no_catalogue_is_an_empty_one() -> None:
+    empty = load_catalogue(None)
+    assert (empty.models, empty.queries) == ({}, {})
+    assert empty.ad_hoc_freshness.fresh_seconds == 60
+
+
+def test_the_examples_of_the_page_are_a_catalogue_that_works(small: Small) -> None:
+    examples = re.findall(r"`(\S+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert {name for name, _ in examples} >= {"models/sales_by_month.sql", "queries/best_shops.sql", "freshness.yaml"}
+    for part in ("models", "queries"):
+        for path in (small.catalogue / part).glob("*.sql"):
+            path.unlink()
+    for name, text in examples:
+        (small.catalogue / name).write_text(text)
+    assert small.publish().relations["sales_by_month"]["description"]
+    assert set(small.load().queries) == {"best_shops"}
