@@ -159,7 +159,8 @@ def as_html(made: dict[str, Any]) -> str:
         f"{made['seconds']} s. Service side: {html.escape(made['service_side'])}.</p>"
         f"<h2>Verdict</h2>{_html_table(verdict_table(made))}"
         f"<h2>Phases (ms)</h2>{_html_table(phase_table(made['phases']))}"
-        "<h2>What the cache saves, per query (ms)</h2><p>Hits (fresh or stale) beside answers for which the engine ran, while people had time to think."
+        "<h2>What the cache saves, per query (ms)</h2>"
+        "<p>Hits (fresh or stale) beside answers for which the engine ran, while people had time to think."
         f"</p>{_html_table(latency_table(made['queries'], 'query'))}"
         f"<h2>What limits it</h2><pre>{html.escape(facts)}</pre></html>\n"
     )
