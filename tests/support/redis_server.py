@@ -119,8 +119,8 @@ class _Container:
 class RedisServer:
     """One Redis on a port of its own."""
 
-    def __init__(self, image: str | None, password: str | None = None) -> None:
-        self.port = free_port()
+    def __init__(self, image: str | None, password: str | None = None, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, password=password, socket_timeout=5)
         self._host: _Host = (
@@ -187,8 +187,12 @@ def redis_image() -> str | None:
 
 
 @contextlib.contextmanager
-def redis_running(password: str | None = None, *, container: bool = False) -> Iterator[RedisServer]:
-    """A fresh Redis: with `container` the stack's image if it can be had, else the installed server, else that image.
+def redis_running(
+    password: str | None = None, *, container: bool = False, port: int | None = None
+) -> Iterator[RedisServer]:
+    """A fresh Redis (on `port`, or any).
+
+    With `container` it is the stack's image if that can be had, else the installed server; else the other way round.
 
     Skips with a reason where there is neither; under CI that is a failure.
     """
@@ -202,7 +206,7 @@ def redis_running(password: str | None = None, *, container: bool = False) -> It
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    server = RedisServer(image, password)
+    server = RedisServer(image, password, port)
     try:
         server.start()
         yield server
