@@ -83,15 +83,15 @@ def request_thresholds(spec: Spec) -> list[Rule]:
         f"The 95th percentile of API request times of the last {window} is "
         f"{{{{ $value | humanizeDuration }}}} (limit {p95} s).",
     )
-    critical = {"severity": "critical", "slo": "availability"}
-    warning = {"severity": "warning", "slo": "latency"}
+    # Both critical: as a warning, the percentile would be muted by the latency budget's critical alert and never arrive.
+    errors, latency = ({"severity": "critical", "slo": name} for name in ("availability", "latency"))
     too_many = f"bi:api_error:ratio > {plain(ratio(error))}\n{traffic}"
     too_slow = f"bi:api_latency_seconds:p95 > {p95}\n{traffic}"
     return [
         threshold(
-            spec, "ApiErrorRateHigh", too_many, alerting["for"], critical, "/d/bi-service?viewPanel=panel-3", failing
+            spec, "ApiErrorRateHigh", too_many, alerting["for"], errors, "/d/bi-service?viewPanel=panel-3", failing
         ),
-        threshold(spec, "ApiLatencyHigh", too_slow, alerting["for"], warning, "/d/bi-service?viewPanel=panel-30", slow),
+        threshold(spec, "ApiLatencyHigh", too_slow, alerting["for"], latency, "/d/bi-service?viewPanel=panel-30", slow),
     ]
 
 
