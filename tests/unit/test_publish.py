@@ -252,7 +252,9 @@ def test_an_unreadable_file_is_named(small: Small) -> None:
         "try: fingerprint_files(discover(Path(sys.argv[1])), Path('/dev/null/x'), lambda n: None)\n"
         "except PublishError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(small.data)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small.data)], check=False, capture_output=True, text=True, timeout=60
+    )
     assert f"{file}: cannot be read: Permission denied" in done.stdout, done.stderr
 
 
@@ -331,7 +333,12 @@ def publisher_environment(small: Small) -> dict[str, str]:
 
 def run_publisher(small: Small, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env=publisher_environment(small), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env=publisher_environment(small),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

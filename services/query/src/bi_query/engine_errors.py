@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import duckdb
 import orjson
 
 from .errors import BiQueryError, ProblemError, SqlRefused
 from .metrics import AD_HOC
+
+logger = logging.getLogger(__name__)
 
 
 class QueryFailed(ProblemError):
@@ -27,6 +31,9 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
     message, position_bytes = _message(error)
     if isinstance(error, (duckdb.OutOfMemoryException, MemoryError)):
         return SqlRefused("query_too_large", f"the query needs more memory than it may have: {message.splitlines()[0]}")
+    if isinstance(error, duckdb.IOException):  # our disk, not their SQL; and its text names our folders
+        logger.error("the engine could not use its files", extra={"fields": {"error": message}})
+        return ProblemError("engine_failure", "the engine could not use its files; the operator's log says why")
     if isinstance(error, duckdb.Error) and not isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
         if query == AD_HOC:
             return SqlRefused("sql_error", message, position=_characters(sql, position_bytes, prefix_bytes))

@@ -48,6 +48,9 @@ class Snapshot:
         self._spill_folder = spill_folder(settings.effective_spill_dir, self.id)
         try:
             self.file_bytes = path.stat().st_size
+            settings.effective_spill_dir.mkdir(
+                parents=True, exist_ok=True
+            )  # DuckDB makes only the last folder of a path
             self._connection = _connect(path, self._spill_folder, settings)
             try:
                 row = self._connection.execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0]
