@@ -20,6 +20,7 @@ from .app import create_app
 from .catalogue import Catalogue, CatalogueError, load_catalogue
 from .check import check_queries
 from .errors import BiQueryError
+from .http_protocol import BoundedHttpProtocol
 from .publish import Published, publish
 from .settings import Settings, load_settings, unknown_settings
 from .snapshot_files import read_pointer
@@ -134,7 +135,8 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHttpProtocol,
+            ws="none",
             log_config=None,
             access_log=False,
             proxy_headers=False,

@@ -141,6 +141,10 @@ class Telemetry:
             self._metrics.http_in_progress.dec()
             self._record(scope, endpoint, sent, time.perf_counter() - started, fields)
 
+    def refused(self, status: int) -> None:
+        """Count a request that was refused before it reached this layer: bytes that are no HTTP."""
+        self._metrics.observe_request("OTHER", UNMATCHED_ENDPOINT, status, 0.0)
+
     async def _fail(self, error: Exception, scope: Scope, sent: Mapping[str, int], send: Send) -> None:
         problem, state = error, scope["state"]
         if not isinstance(problem, ProblemError):
