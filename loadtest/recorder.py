@@ -12,6 +12,7 @@ from .measured import P95, Measured, percentile
 from .objectives import Objectives
 
 RECENT_SECONDS = 10.0
+_TICK_SECONDS = 0.1
 CACHED = frozenset({"hit", "stale"})
 COMPUTED = frozenset({"miss", "bypass"})
 
@@ -40,6 +41,7 @@ class Recorder:
         self.phases: dict[str, Tally] = {}
         self.queries: dict[str, Tally] = {}
         self.versions: Counter[str] = Counter()
+        self._ticks: Counter[int] = Counter()
         self._recent: deque[tuple[float, float, bool]] = deque()
 
     def add(
@@ -61,7 +63,9 @@ class Recorder:
                     tally.computed.append(seconds)
         if version is not None:
             self.versions[version] += 1
-        self._recent.append((time.monotonic(), seconds, bad))
+        now = time.monotonic()
+        self._recent.append((now, seconds, bad))
+        self._ticks[int(now / _TICK_SECONDS)] += 1
 
     def recent(self) -> tuple[float, float, float]:
         """Of the last seconds: requests per second, p95 (s, 0 without requests), share of failures."""
@@ -72,6 +76,11 @@ class Recorder:
         p95 = percentile(sorted(seconds for _, seconds, _ in self._recent), P95)
         failures = sum(bad for _, _, bad in self._recent) / count if count else 0.0
         return count / RECENT_SECONDS, 0.0 if math.isnan(p95) else p95, failures
+
+    def rate(self, began: float, ended: float) -> float:
+        """Requests per second between two moments of the monotonic clock, to a tenth of a second."""
+        ticks = range(int(began / _TICK_SECONDS), int(ended / _TICK_SECONDS))
+        return sum(self._ticks[tick] for tick in ticks) / (ended - began)
 
     @property
     def total(self) -> Tally:

@@ -114,15 +114,14 @@ class Run:
             gevent.sleep(min(_TICK_SECONDS, stage.seconds - spent))
         self._users = max(self._users, self._runner.user_count)
         if stage.full_speed:
-            answered, spent = (
-                len(self._recorder.phases[stage.name].seconds) if stage.name in self._recorder.phases else 0,
-                time.monotonic() - began,
-            )
-            self._outcome.client_rate = answered / spent
+            self._outcome.client_rate = self._recorder.rate(began, time.monotonic())
             self._mark("full speed ends")
             if self._service is not None:
+                # The client's rate is taken between the same two readings, or the sides would compare different moments.
                 rate = self._service.rate("full speed begins", "full speed ends", self._objectives)
-                self._outcome.service_rate = rate
+                if rate is not None:
+                    self._outcome.service_rate = rate.per_second
+                    self._outcome.client_rate = self._recorder.rate(rate.began, rate.ended)
 
     def _progress(self, stage: Stage, passed: float) -> None:
         rate, p95, failures = self._recorder.recent()

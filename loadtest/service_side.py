@@ -8,6 +8,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,6 +41,15 @@ class Unmeasured(RuntimeError):
     """The service's side cannot be read; the message says from where and why."""
 
 
+@dataclass(frozen=True)
+class Rate:
+    """Requests per second, and between which two moments of this process' monotonic clock they were counted."""
+
+    per_second: float
+    began: float
+    ended: float
+
+
 class ServiceSide(Protocol):
     """Reads the service's counters. `mark` names a moment; a window lies between two marks."""
 
@@ -51,7 +61,7 @@ class ServiceSide(Protocol):
     def counted(self, start: str, end: str) -> Counters:
         """Increases between two marks."""
 
-    def rate(self, start: str, end: str, objectives: Objectives) -> float | None:
+    def rate(self, start: str, end: str, objectives: Objectives) -> Rate | None:
         """Requests per second to the API between two marks; None when there are too few readings."""
 
     def gauge(self, name: str) -> float:
@@ -93,10 +103,10 @@ class MetricsPage:
             if key[0] in COUNTERS
         }
 
-    def rate(self, start: str, end: str, objectives: Objectives) -> float | None:
+    def rate(self, start: str, end: str, objectives: Objectives) -> Rate | None:
         """Difference over time."""
-        seconds = self._marks[end][0] - self._marks[start][0]
-        return requests_in(self.counted(start, end), objectives) / seconds if seconds > 0 else None
+        began, ended = self._marks[start][0], self._marks[end][0]
+        return Rate(requests_in(self.counted(start, end), objectives) / (ended - began), began, ended)
 
     def gauge(self, name: str) -> float:
         """The page's value."""
@@ -113,26 +123,30 @@ class Prometheus:
         self.source = url
         self._url = url.rstrip("/")
         self._job = job
-        self._marks: dict[str, float] = {}
+        self._marks: dict[str, tuple[float, float]] = {}
+        self._local: dict[str, float] = {}
 
     def mark(self, name: str, *, quiet: bool = False) -> None:
-        """Remember Prometheus' time; with `quiet`, the time of a scrape of every replica that came after it."""
-        now = self._scalar("time()")
+        """Remember Prometheus' time. With `quiet` wait for a scrape of every replica that began after now.
+
+        A sample carries the time its scrape began and may be read later: a window therefore begins at the earliest of
+        those scrapes, which saw no request of it, and ends after the latest, which saw all.
+        """
+        scraped = now = self._scalar("time()")
         if quiet:
             deadline = time.monotonic() + _SCRAPE_WAIT_SECONDS
-            while (scraped := self._scalar(f'min(timestamp(up{{job="{self._job}"}} == 1))')) < now or math.isnan(
-                scraped
-            ):
+            up = f'up{{job="{self._job}"}}'  # timestamp() tells a sample's own time of a plain selector only
+            while not (scraped := self._scalar(f"min(timestamp({up}) and {up} == 1)")) >= now:
                 if time.monotonic() > deadline:
                     raise Unmeasured(f"{self._url}: job {self._job!r} was not scraped for {_SCRAPE_WAIT_SECONDS:g} s")
                 time.sleep(0.5)
-            # Replicas are scraped one after another: now all of them have been.
             now = self._scalar("time()")
-        self._marks[name] = now
+        self._marks[name] = (scraped, now)
+        self._local[name] = time.monotonic()
 
     def counted(self, start: str, end: str) -> Counters:
         """Increases of each series' raw samples, replicas added up."""
-        began, ended = self._marks[start], self._marks[end]
+        began, ended = self._marks[start][0], self._marks[end][1]
         total: dict[Key, float] = {}
         for labels, samples in self._raw("|".join(sorted(COUNTERS)), began, ended):
             name = labels["__name__"]
@@ -140,9 +154,9 @@ class Prometheus:
             total[key] = total.get(key, 0.0) + increase(samples, began, ended)
         return total
 
-    def rate(self, start: str, end: str, objectives: Objectives) -> float | None:
+    def rate(self, start: str, end: str, objectives: Objectives) -> Rate | None:
         """Requests between the first and the last scrape inside the window, over the time between them, per replica."""
-        began, ended = self._marks[start], self._marks[end]
+        began, ended = self._marks[start][0], self._marks[end][1]
         replicas: dict[str, float] = {}
         spans: dict[str, tuple[float, float]] = {}
         for labels, samples in self._raw("http_requests_total", began, ended):
@@ -154,7 +168,12 @@ class Prometheus:
             replicas[replica] = replicas.get(replica, 0.0) + increase(samples, inside[0], inside[-1])
         if not replicas:
             return None
-        return sum(count / (spans[name][1] - spans[name][0]) for name, count in replicas.items())
+        ahead = ended - self._local[end]
+        return Rate(
+            sum(count / (spans[name][1] - spans[name][0]) for name, count in replicas.items()),
+            min(first for first, _ in spans.values()) - ahead,
+            max(last for _, last in spans.values()) - ahead,
+        )
 
     def gauge(self, name: str) -> float:
         """The largest replica's."""

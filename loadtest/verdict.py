@@ -92,7 +92,7 @@ def judge(
             "throughput",
             f"> {objectives.requests_per_second:g} req/s",
             speed,
-            ["none asked for" if math.isnan(value) else f"{value:.1f} req/s" for value in speed],
+            ["not measured" if math.isnan(value) else f"{value:.1f} req/s" for value in speed],
             [value > objectives.requests_per_second for value in speed],
         ),
         # The service's gauge looks five minutes back and counts keys: shown, not compared.

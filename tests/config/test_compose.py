@@ -49,7 +49,7 @@ def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return resolve()
+    return resolve("--profile", "loadtest")
 
 
 def exceptions(compose: dict[str, Any]) -> dict[str, dict[str, str]]:
