@@ -148,7 +148,13 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     )
     # uvicorn stops gracefully and then raises the signal anew, for whoever handled it before: us, who say it went well.
     signal.signal(signal.SIGTERM, _exit_well)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as stopped:
+        if stopped.code:
+            print(f"bi-query: cannot serve on {settings.host}:{settings.port}; the log above says why", file=sys.stderr)
+            return _EXIT_FAILED
+        return 0
     return 0 if server.started else _EXIT_FAILED
 
 
