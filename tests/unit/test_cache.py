@@ -268,6 +268,21 @@ def test_an_answer_begun_before_an_invalidation_is_neither_stored_nor_joined_aft
     run(scenario)
 
 
+def test_an_answer_that_ends_after_an_invalidation_is_not_kept() -> None:
+    async def scenario() -> None:
+        (cache, metrics), query = make(), Query()
+        query.gate.clear()
+        early = asyncio.ensure_future(cache.fetch(KEY, HOUR, query))
+        await until(lambda: query.runs == 1)
+        await cache.invalidate("shops/*", "query")
+        query.gate.set()
+        assert text(await early) == "1"
+        assert cache.fresh_in_memory(KEY) is None
+        assert not metrics.registry.get_sample_value("bi_cache_entries")
+
+    run(scenario)
+
+
 def test_invalidation_forgets_by_name_and_by_glob() -> None:
     async def scenario() -> None:
         cache, _ = make()
@@ -392,6 +407,9 @@ def test_a_probe_that_never_reports_does_not_keep_the_circuit_open_for_ever() ->
 
 def test_many_callers_failing_together_do_not_lengthen_the_wait() -> None:
     breaker = Breaker()
+    for _ in range(200):
+        breaker.it.failed()
+    breaker.now = 0.35  # those whose time-out comes later
     for _ in range(200):
         breaker.it.failed()
     breaker.now = 0.61  # half a second and its spread
