@@ -48,7 +48,10 @@ def _tally(tally: Tally) -> dict[str, Any]:
 
 def limits(outcome: Outcome) -> dict[str, Any]:
     """What the service and this client were busy with: says what limits a run."""
-    found: dict[str, Any] = {"client_cores": round(outcome.client_cores, 2)}
+    found: dict[str, Any] = {
+        "client_cores": round(outcome.client_cores, 2),
+        "client_lag_ms": milliseconds(outcome.client_lags),
+    }
     counted = outcome.counted
     if counted is None:
         return found

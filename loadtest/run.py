@@ -24,6 +24,7 @@ from .service_side import ServiceSide
 
 STOP_WITHIN_SECONDS = 30
 _TICK_SECONDS = 1.0
+_LAG_EVERY_SECONDS = 0.1
 _LINE_EVERY_SECONDS = 5.0
 
 
@@ -38,6 +39,7 @@ class Outcome:
     service_users: float
     seconds: float
     client_cores: float
+    client_lags: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
 
@@ -145,12 +147,19 @@ class Run:
             self._service.mark(name, quiet=quiet)
 
     def _start(self, chores: Chores) -> list[Any]:
-        helpers = []
+        helpers = [gevent.spawn(self._watch_lag)]
         if chores.flush is not None:
             helpers.append(gevent.spawn(_repeat, chores.flush, chores.flush_every))
         if chores.publish:
             helpers.append(gevent.spawn(_repeat, lambda: self._publish(chores.publish), chores.publish_every))
         return helpers
+
+    def _watch_lag(self) -> None:
+        """How late this process wakes up: what the client adds to the times it measures."""
+        while True:
+            due = time.monotonic() + _LAG_EVERY_SECONDS
+            gevent.sleep(_LAG_EVERY_SECONDS)
+            self._outcome.client_lags.append(time.monotonic() - due)
 
     def _publish(self, command: str) -> None:
         done = subprocess.run(shlex.split(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
