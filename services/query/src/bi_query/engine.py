@@ -227,6 +227,8 @@ class Engine:
                     await asyncio.wait({thread}, timeout=_INTERRUPT_AGAIN_SECONDS)
             encoded, total_seconds = thread.result()
         except Exception as error:
+            if isinstance(error, (duckdb.FatalException, duckdb.InternalException)):
+                snapshot.is_broken = True  # DuckDB refuses every later query on this instance
             raise self._failure(error, job, stopped, timeout_seconds, call.prefix_bytes) from error
         finally:
             stopping.cancel()

@@ -66,6 +66,8 @@ class Snapshot:
         self._idle_cursors: list[duckdb.DuckDBPyConnection] = []
         self._leases = 0
         self._retired = self._closed = False
+        self.is_broken = False
+        """Set when DuckDB gave the instance up: an internal error in one query refuses every later one (engine)."""
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Snapshot]:
@@ -106,14 +108,19 @@ class Snapshot:
         """False once retired and idle."""
         return not (self._retired and self._leases == 0)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the file has been let go."""
+        return self._closed
+
     def _close_if_done(self) -> None:
         if self.is_open or self._closed:
             return
         self._closed = True
-        for cursor in self._idle_cursors:
-            cursor.close()
+        for connection in (*self._idle_cursors, self._connection):
+            with contextlib.suppress(duckdb.Error):
+                connection.close()
         self._idle_cursors.clear()
-        self._connection.close()
         shutil.rmtree(self._spill_folder, ignore_errors=True)
 
 
@@ -151,6 +158,7 @@ class SnapshotStore:
         self._metrics = metrics
         self._current: Snapshot | None = None
         self._leaving: dict[str, tuple[Snapshot, asyncio.TimerHandle]] = {}
+        self._broken: Snapshot | None = None
         self._failed: object = None
         self._retry_at = self._retry_seconds = 0.0
         self.failure = ""
@@ -162,6 +170,10 @@ class SnapshotStore:
     @property
     def current(self) -> Snapshot:
         """The snapshot new requests use. Raises `Overloaded` (503) while there is none."""
+        if self._current is not None and self._current.is_broken:
+            raise Overloaded(
+                "engine_reopening", "a query broke the engine; it is being reopened", retry_after_seconds=2
+            )
         if self._current is None:
             raise Overloaded(
                 "no_snapshot", "no data has been published yet; run `bi-query publish`", retry_after_seconds=5
@@ -171,10 +183,12 @@ class SnapshotStore:
     @property
     def is_ready(self) -> bool:
         """Whether a snapshot is being served."""
-        return self._current is not None
+        return self._current is not None and not self._current.is_broken
 
     async def refresh(self) -> None:
         """Look at the pointer and swap to the snapshot it names. A bad one is counted, logged, left alone and retried."""
+        if not self._let_go_of_broken():
+            return
         loop = asyncio.get_running_loop()
         seen: object = "pointer"
         try:
@@ -196,6 +210,17 @@ class SnapshotStore:
             return
         self._failed, self.failure = None, ""
         self._swap(fresh)
+
+    def _let_go_of_broken(self) -> bool:
+        """Close an instance DuckDB gave up; False while its last queries still fail, since a process shares instances."""
+        if self._current is not None and self._current.is_broken:
+            self._broken, self._current = self._current, None
+            self._broken.retire()
+            self._metrics.snapshot_load_failures.inc()
+            logger.error(
+                "the engine gave the snapshot up; reopening it", extra={"fields": {"snapshot": self._broken.id}}
+            )
+        return self._broken is None or self._broken.is_closed
 
     def _must_wait(self, seen: object) -> bool:
         """Whether exactly this failed a moment ago. A file that was copied late, or again, is tried at once."""
