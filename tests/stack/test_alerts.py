@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.support.stack import MEASURED, Prometheus
 from .conftest import Faults
 from .receiver import Receiver
 
-BRIEFS = {"ApiErrorRateHigh": "critical", "ApiLatencyHigh": "warning"}
+BRIEFS = ["ApiErrorRateHigh", "ApiLatencyHigh"]
 
 
 @pytest.mark.parametrize("name", BRIEFS)
@@ -23,9 +24,10 @@ def test_the_alert_fires_and_arrives(name: str, faults: Faults, prometheus: Prom
 
     within = max(20.0, faults.at + 150 - time.time())
     alerts = wait_until(lambda: receiver.alerts("team", name), within, what=seen)
-    MEASURED[f"from fault to {name} at the receiver"] = f"{time.time() - faults.at:.0f} s at most"
+    fired = datetime.fromisoformat(alerts[0]["startsAt"].replace("Z", "+00:00")).timestamp()
+    MEASURED[f"from fault to {name} firing"] = f"{fired - faults.at:.0f} s"
     labels, notes = alerts[0]["labels"], alerts[0]["annotations"]
-    assert labels["severity"] == BRIEFS[name]
+    assert labels["severity"] == "critical", "the budget's own alert, which is critical, would mute it"
     assert notes["summary"] and notes["description"] and "{{" not in notes["description"]
     assert notes["runbook_url"].endswith(f"#{name.lower()}")
     assert notes["dashboard_url"].startswith("/d/bi-service")
