@@ -147,6 +147,24 @@ def test_a_way_back_keeps_the_snapshot_that_was_about_to_close(small: Small) -> 
     asyncio.run(story())
 
 
+def test_a_way_back_keeps_a_retired_snapshot_that_a_long_query_holds_open(small: Small) -> None:
+    async def story() -> None:
+        store = SnapshotStore(small.settings(), Metrics())
+        await store.refresh()
+        first = store.current
+        with first.lease():
+            small.publish(2)
+            await store.refresh()
+            first.retire()  # as its timer does
+            small.publish(1)
+            await store.refresh()
+            assert store.current is first
+        assert first.is_open, "the query's end must not close what serves again"
+        store.close()
+
+    asyncio.run(story())
+
+
 def test_a_failure_is_explained_until_it_is_over(small: Small) -> None:
     async def story() -> None:
         store = SnapshotStore(small.settings(), Metrics())
