@@ -97,15 +97,16 @@ class QueryService:
     async def ad_hoc(self, sql: str, params: Mapping[str, object], fmt: Format, scope: str, *, bypass: bool) -> Result:
         """A guarded SELECT's answer. Raises `SqlRefused`, `BadRequest` for parameters that do not match."""
         snapshot = self._store.current
-        guarded = await self._check(snapshot, sql)
-        if set(params) != guarded.parameters:
-            wanted = ", ".join(sorted(guarded.parameters)) or "none"
-            raise BadRequest("bad_parameters", f"'params' must give exactly the SQL's parameters: {wanted}")
-        values = orjson.dumps(dict(params), option=orjson.OPT_SORT_KEYS)
-        digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
-        key = CacheKey(snapshot.id, scope, AD_HOC, digest, fmt, "")
-        job = Job(AD_HOC, guarded.sql, params, fmt)
-        return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
+        with snapshot.lease():  # the guard is awaited: the snapshot must not close meanwhile
+            guarded = await self._check(snapshot, sql)
+            if set(params) != guarded.parameters:
+                wanted = ", ".join(sorted(guarded.parameters)) or "none"
+                raise BadRequest("bad_parameters", f"'params' must give exactly the SQL's parameters: {wanted}")
+            values = orjson.dumps(dict(params), option=orjson.OPT_SORT_KEYS)
+            digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
+            key = CacheKey(snapshot.id, scope, AD_HOC, digest, fmt, "")
+            job = Job(AD_HOC, guarded.sql, params, fmt)
+            return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
 
     async def _serve(self, snapshot: Snapshot, key: CacheKey, job: Job, freshness: Freshness, bypass: bool) -> Result:
         async def compute() -> Answer:
