@@ -26,7 +26,8 @@ logs: ## Follow the logs; of one service: make logs SERVICE=query
 SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)
 	@loadtest/image.sh
-	@mkdir -p loadtest/reports; id=$$($(COMPOSE) --profile loadtest run -d --use-aliases loadtest $(SCENARIO) $(ARGS)) && \
+	@mkdir -p loadtest/reports
+	@id=$$($(COMPOSE) --profile loadtest run -d --no-deps --use-aliases loadtest $(SCENARIO) $(ARGS)) || exit 2; \
 	docker logs -f $$id; code=$$(docker wait $$id); docker cp -q $$id:/reports/. loadtest/reports; docker rm $$id >/dev/null; exit $$code
 
 password: ## Show Grafana's admin password and the first API key, as made at the first start
