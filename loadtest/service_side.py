@@ -84,13 +84,15 @@ class MetricsPage:
         self._marks: dict[str, tuple[float, dict[Key, float]]] = {}
 
     def mark(self, name: str, *, quiet: bool = False) -> None:
-        """Read the page. It is always up to date."""
-        self._marks[name] = (time.monotonic(), self._page())
+        """Read the page. It is always up to date; when within the call it was made is not known: halfway is closest."""
+        asked = time.monotonic()
+        text = _read(self.source)
+        self._marks[name] = ((asked + time.monotonic()) / 2, self._parsed(text))
 
-    def _page(self) -> dict[Key, float]:
+    def _parsed(self, text: str) -> dict[Key, float]:
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(_read(self.source))
+            for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
 
@@ -110,7 +112,9 @@ class MetricsPage:
 
     def gauge(self, name: str) -> float:
         """The page's value."""
-        return max((value for (found, _), value in self._page().items() if found == name), default=math.nan)
+        return max(
+            (value for (found, _), value in self._parsed(_read(self.source)).items() if found == name), default=math.nan
+        )
 
 
 class Prometheus:

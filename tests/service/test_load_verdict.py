@@ -79,7 +79,8 @@ def load(tmp_path: Path) -> Callable[..., Report]:
 def test_all_well_is_exit_code_0_and_both_sides_counted_the_same(
     serve: Callable[..., Service], load: Callable[..., Report], tmp_path: Path
 ) -> None:
-    done = load(serve(rate_limit="100/minute"))
+    # Long enough at full speed that reading a page at its ends does not blur the rate.
+    done = load(serve(rate_limit="100/minute"), seconds=12)
     assert (done.code, done.missed) == (0, set()), done.text
     requests = done.row("requests")
     assert requests["client"] == requests["service"] != "0"
@@ -98,14 +99,14 @@ def test_an_injected_delay_of_3_seconds_fails(serve: Callable[..., Service], loa
 
 
 def test_injected_errors_fail(serve: Callable[..., Service], load: Callable[..., Report]) -> None:
-    done = load(serve(fault_injection=True), "--fault-status", "500", "--fault-share", "0.3")
+    done = load(serve(fault_injection=True), "--fault-status", "500", "--fault-share", "0.3", scenario="soak")
     assert (done.code, done.missed) == (1, {"availability"}), done.text
 
 
 def test_faults_are_ignored_by_a_service_that_does_not_allow_them(
     serve: Callable[..., Service], load: Callable[..., Report]
 ) -> None:
-    done = load(serve(), "--fault-status", "500")
+    done = load(serve(), "--fault-status", "500", scenario="soak")
     assert (done.code, done.missed) == (0, set()), done.text
 
 
@@ -125,7 +126,7 @@ def test_a_cache_that_is_left_alone_passes_the_same_run(
 def test_a_cache_that_is_bypassed_fails_for_nothing_was_looked_up(
     serve: Callable[..., Service], load: Callable[..., Report]
 ) -> None:
-    done = load(serve(), "--no-cache")
+    done = load(serve(), "--no-cache", seconds=12)
     assert (done.code, done.missed) == (1, {"hit_rate"}), done.text
     assert "nothing measured" in done.row("hit_rate")["client"]
 
