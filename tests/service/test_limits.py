@@ -165,7 +165,11 @@ def test_without_redis_the_local_limit_holds_and_nothing_waits(
 
     ask(service, "GET", path, X_API_Key="after")
     wait_until(lambda: shared() >= 20, what="the counts to be shared again after Redis came back", within_seconds=60)
-    before = shared()
-    assert ask(other, "GET", path, X_API_Key="after").status_code == 200
-    wait_until(lambda: shared() > before, what="the other process's first request to be shared")
-    assert allowed(other, "GET", path, X_API_Key="after") < 19
+    # Far fewer requests than its own quota: only the counts of the first process can refuse them.
+    for _ in range(10):
+        before = shared()
+        if ask(other, "GET", path, X_API_Key="after").status_code == 429:
+            break
+        wait_until(lambda before=before: shared() > before, what="the request to be shared")  # type: ignore[misc]
+    else:
+        raise AssertionError("ten requests went through: the counts of before are not shared")
