@@ -92,7 +92,10 @@ class Metrics:
             buckets=REQUEST_SECONDS_BUCKETS,
             registry=self.registry,
         )
-        self.http_in_progress = self._gauge("http_requests_in_progress", "Requests being answered now.")
+        self.in_progress = 0
+        """Requests being answered now: a plain number, read at each scrape, since every request changes it twice."""
+        in_progress = self._gauge("http_requests_in_progress", "Requests being answered now.")
+        in_progress.set_function(lambda: self.in_progress)
         self.memory_limit = self._gauge(
             "bi_memory_limit_bytes", "Memory this process may use: the container's, else the host's."
         )

@@ -124,7 +124,7 @@ class Telemetry:
                 sent["bytes"] += len(message.get("body", b""))
             await send(message)
 
-        self._metrics.http_in_progress.inc()
+        self._metrics.in_progress += 1
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
                 detail = f"the request's headers are larger than {MAX_HEADER_BYTES} bytes"
@@ -138,7 +138,7 @@ class Telemetry:
         except Exception as error:
             await self._fail(error, scope, sent, send_counted)
         finally:
-            self._metrics.http_in_progress.dec()
+            self._metrics.in_progress -= 1
             self._record(scope, endpoint, sent, time.perf_counter() - started, fields)
 
     def refused(self, status: int) -> None:
