@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlencode
 
-from gevent.pool import Pool  # type: ignore[import-untyped]
+from gevent.pool import Pool
 from locust import FastHttpUser, task
 
 from .keys import KeyRing

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import gevent  # type: ignore[import-untyped]
+import gevent
 from locust.env import Environment
 from locust.runners import LocalRunner
 

@@ -25,7 +25,7 @@ import duckdb
 from bi_query.catalogue import load_catalogue
 from bi_query.cli import catalogue_dir
 from bi_query.settings import load_settings
-from bi_query.snapshot import read_pointer, snapshot_path
+from bi_query.snapshot_files import read_pointer, snapshot_path
 
 from tests.support.service import free_port, running, wait_until
 
