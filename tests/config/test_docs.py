@@ -1,0 +1,53 @@
+"""The docs name every metric, setting and alert there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from bi_query.metrics import Metrics
+from bi_query.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def metric_rows() -> list[str]:
+    """The rows of docs/metrics.md, from the registry: name as exported, type, labels, meaning."""
+    metrics = Metrics(version="x", duckdb_version="x")
+    rows = []
+    for collector, names in metrics.registry._collector_to_names.items():
+        del names
+        labels = getattr(collector, "_labelnames", ())
+        for family in collector.collect():
+            exported = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+            shown = ", ".join(f"`{label}`" for label in labels)
+            rows.append(f"| `{exported}` | {family.type} | {shown} | {family.documentation} |")
+    return rows
+
+
+def test_the_metrics_page_has_a_row_for_every_metric_of_the_service() -> None:
+    written = [
+        line for line in (DOCS / "metrics.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
+    assert written == metric_rows()
+
+
+def test_every_setting_stands_in_the_settings_page_and_in_the_example() -> None:
+    page = (DOCS / "settings.md").read_text(encoding="utf-8")
+    assert [name for name in Settings.model_fields if f"`BI_{name.upper()}`" not in page] == []
+
+
+def test_every_alert_has_a_heading_in_the_runbooks() -> None:
+    headings = set(re.findall(r"^### (\w+)$", (DOCS / "runbooks.md").read_text(encoding="utf-8"), re.MULTILINE))
+    alerts = {
+        rule["alert"]
+        for path in (ROOT / "alerts/rules").glob("*.yaml")
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    assert alerts
+    assert alerts <= headings
