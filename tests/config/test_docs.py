@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import yaml
-
 from bi_query.metrics import Metrics
 from bi_query.settings import Settings
 
