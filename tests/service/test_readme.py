@@ -38,7 +38,9 @@ def test_every_make_target_the_readme_names_exists() -> None:
 
 
 def test_every_target_has_a_line_of_help() -> None:
-    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    helped = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, check=True, text=True
+    ).stdout
     phony = " ".join(
         re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text() + (ROOT / "stack.mk").read_text(), re.MULTILINE)
     )
