@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ def demo(demo_service: Service) -> Iterator[DemoAnswers]:
     answers.raw.close()
 
 
-def pytest_unconfigure() -> None:
+@atexit.register
+def _quiet_end() -> None:
     """Keep pytest's closing line the last: DuckDB's bindings list what is still referenced when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
