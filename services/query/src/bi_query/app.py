@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
@@ -79,6 +80,9 @@ def _lifespan(settings: Settings, catalogue: Catalogue, metrics: Metrics) -> Cal
         tasks = [asyncio.create_task(store.watch())]
         if settings.redis_url:
             tasks.append(asyncio.create_task(limiter.share()))
+        # What exists now lives as long as the process: the collector need not look at it again at every full pass.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:
