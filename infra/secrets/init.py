@@ -15,12 +15,15 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(os.environ.get("BI_SECRETS_FOLDER", "/run/bi-secrets"))
+# The production edge's volume (certificates, its ACME account): made root's by the engine, and the edge is not root.
+EDGE_FOLDER = os.environ.get("BI_EDGE_FOLDER")
 
 # Users (uid, gid) of the containers, as compose.yaml and the images have them.
 QUERY = (10001, 10001)
 REDIS = (999, 1000)
 REDIS_EXPORTER = (59000, 59000)
 GRAFANA = (472, 0)
+EDGE = (65534, 65534)
 
 # What the service needs of Redis: values, expiry, scripts (rate limit), publish/subscribe. Nothing that reads or
 # changes the server itself, lists all keys at once or wipes it.
@@ -84,6 +87,8 @@ def main() -> int:
         prefix = "bi_" if name == "api-key" else ""
         if make(name, prefix + secrets.token_urlsafe(32), owner):
             made.append(name)
+    if EDGE_FOLDER:
+        os.chown(EDGE_FOLDER, *EDGE)
     sys.stdout.write(f"secrets: made {', '.join(made)}\n" if made else "secrets: all there\n")
     return 0
 

@@ -19,6 +19,7 @@ from hardening import CHECKS, Service, deviations
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "compose.yaml"
+PRODUCTION_FILE = ROOT / "compose.prod.yaml"
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = ROOT / "services/query/src/bi_query/settings.py"
 
@@ -180,7 +181,13 @@ def documented() -> dict[str, tuple[str, str]]:
 
 
 def used_with_default() -> dict[str, str]:
-    return dict(re.findall(r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}", COMPOSE_FILE.read_text()))
+    """Variable -> default; where the production overlay has another one, that of compose.yaml."""
+    text = PRODUCTION_FILE.read_text() + COMPOSE_FILE.read_text()
+    return dict(re.findall(r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}", text))
+
+
+def required() -> set[str]:
+    return set(re.findall(r"\$\{([A-Z][A-Z0-9_]*):\?", PRODUCTION_FILE.read_text()))
 
 
 def test_every_variable_has_a_default_or_is_optional_by_form() -> None:
@@ -203,12 +210,13 @@ def settings_of_the_service() -> dict[str, Any]:
 
 def test_every_variable_is_documented_with_a_reason() -> None:
     known = documented()
-    assert sorted((set(used_with_default()) | passed_through()) - set(known)) == []
+    assert sorted((set(used_with_default()) | passed_through() | required()) - set(known)) == []
     assert [name for name, (_, comment) in known.items() if len(comment) < 20] == []
 
 
 def test_no_variable_is_documented_that_nothing_reads() -> None:
-    assert sorted(set(documented()) - set(used_with_default()) - passed_through() - {"COMPOSE_PROJECT_NAME"}) == []
+    composes_own = {"COMPOSE_PROJECT_NAME", "COMPOSE_FILE"}
+    assert sorted(set(documented()) - set(used_with_default()) - passed_through() - required() - composes_own) == []
 
 
 def test_documented_defaults_are_those_of_compose() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.production import ProductionStack
 from tests.support.service import wait_until
 from tests.support.small import Small, make_small
 from tests.support.stack import (
@@ -38,6 +39,7 @@ from .receiver import Receiver
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
     "test_publish", "test_redis_lost", "test_replica_lost", "test_resolved", "test_down_and_up",
+    "test_prod",
 ]  # fmt: skip
 REPLICAS = 2
 SLOW, FAILING, FINE = 12, 12, 24
@@ -132,6 +134,20 @@ def _measure(stack: Stack) -> None:
         image = stack.inspect(service)[0]["Image"]
         size = int(docker("image", "inspect", "--format", "{{.Size}}", image))
         MEASURED[f"image of {service}"] = f"{size / 1e6:.0f} MB"
+
+
+@pytest.fixture(scope="session")
+def production(engine: None, folder: Path, small_data: Small) -> Iterator[ProductionStack]:
+    """compose.prod.yaml with two replicas, healthy: the services that a deploy or a backup has to do with."""
+    settings = {
+        "BI_DATA_FOLDER": str(small_data.data),
+        "BI_CATALOGUE_FOLDER": str(small_data.catalogue),
+        "BI_RATE_LIMIT": "1000000/minute",
+    }
+    services = ("secrets-init", "query", "edge", "prometheus", "alertmanager")
+    with running_stack(ProductionStack(folder, settings, scale={"query": REPLICAS}), *services) as running:
+        assert isinstance(running, ProductionStack)
+        yield running
 
 
 @pytest.fixture(scope="session")

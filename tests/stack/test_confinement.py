@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+
 from tests.support.stack import SERVICE_LABEL, Json, Stack, docker, python_beside, python_in, volume_files
 
 from .receiver import Receiver
@@ -127,3 +129,9 @@ def test_the_service_can_write_nothing_but_its_scratch_space(stack: Stack) -> No
 
 def test_the_services_image_has_no_package_manager_and_no_compiler(stack: Stack) -> None:
     assert python_in(stack.inspect("query", running=True)[0]["Id"], TOOLS).split() == []
+
+
+def test_the_services_metrics_are_not_reached_through_the_edge(stack: Stack) -> None:
+    for path in ("/metrics", "//metrics", "/%6detrics"):
+        answer = httpx.get(f"{stack.url('QUERY')}{path}", timeout=10)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
