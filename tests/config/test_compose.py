@@ -23,6 +23,9 @@ PRODUCTION_FILE = ROOT / "compose.prod.yaml"
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = ROOT / "services/query/src/bi_query/settings.py"
 
+# What production has another default for.
+PRODUCTION_DEFAULTS = {"BI_QUERY_REPLICAS": "2", "BI_DRAIN_SECONDS": "5"}
+
 # Settings of the service that the stack decides: where things are inside the container.
 FIXED = {
     "BI_CATALOGUE_DIR", "BI_DATA_DIR", "BI_HOST", "BI_PORT", "BI_REDIS_PASSWORD_FILE", "BI_REDIS_URL", "BI_SNAPSHOT_DIR",
@@ -182,8 +185,11 @@ def documented() -> dict[str, tuple[str, str]]:
 
 def used_with_default() -> dict[str, str]:
     """Variable -> default; where the production overlay has another one, that of compose.yaml."""
-    text = PRODUCTION_FILE.read_text() + COMPOSE_FILE.read_text()
-    return dict(re.findall(r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}", text))
+    base, overlay = (
+        dict(re.findall(r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}", file.read_text()))
+        for file in (COMPOSE_FILE, PRODUCTION_FILE)
+    )
+    return {name: value for name, value in overlay.items() if name not in PRODUCTION_DEFAULTS} | base
 
 
 def required() -> set[str]:

@@ -13,10 +13,19 @@ from typing import Any
 
 import pytest
 
-from .test_compose import COMPOSE_FILE, PRODUCTION_FILE, ROOT, exceptions, resolve, used_with_default
+from .test_compose import (
+    COMPOSE_FILE,
+    PRODUCTION_DEFAULTS,
+    PRODUCTION_FILE,
+    ROOT,
+    SETTINGS_FILE,
+    exceptions,
+    passed_through,
+    resolve,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hardening import CHECKS, deviations
+from hardening import CHECKS, deviations, seconds
 
 OVERLAY = ("-f", str(PRODUCTION_FILE))
 EDGE = ROOT / "infra/caddy"
@@ -121,11 +130,20 @@ def test_production_does_not_start_without_a_name() -> None:
         resolve(*OVERLAY)
 
 
-def test_the_overlays_defaults_differ_from_compose_yaml_in_the_number_of_replicas_alone() -> None:
+def test_the_overlay_has_a_default_of_its_own_only_where_that_is_meant() -> None:
     pattern = r"\$\{([A-Z][A-Z0-9_]*):-([^}]*)\}"
     overlay, base = (dict(re.findall(pattern, file.read_text())) for file in (PRODUCTION_FILE, COMPOSE_FILE))
-    assert {name for name in overlay.keys() & base.keys() if overlay[name] != base[name]} == {"BI_QUERY_REPLICAS"}
-    assert overlay.keys() <= used_with_default().keys()
+    own = {name: value for name, value in overlay.items() if name in passed_through() or base.get(name, value) != value}
+    assert own == PRODUCTION_DEFAULTS
+
+
+def test_compose_gives_a_replica_longer_to_stop_than_it_takes(production: dict[str, Any]) -> None:
+    grace = re.search(r"shutdown_grace_seconds: float = Field\(([\d.]+)", SETTINGS_FILE.read_text())
+    service = production["services"]["query"]
+    assert grace
+    assert (
+        seconds(service["stop_grace_period"]) > float(service["environment"]["BI_DRAIN_SECONDS"]) + float(grace[1]) + 5
+    )
 
 
 # --- the edge's files -----------------------------------------------------------------------------------------------

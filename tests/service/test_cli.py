@@ -10,9 +10,12 @@ import socket
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.service import Service, wait_until
@@ -159,6 +162,45 @@ def test_sigterm_ends_a_service_with_exit_code_0(small: Small, serve: Callable[.
     assert service.process.wait(30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", service.port), timeout=5)
+
+
+def test_a_replica_that_drains_says_so_and_answers_until_it_goes(small: Small, serve: Callable[..., Service]) -> None:
+    service = serve(drain_seconds=1.5)
+    started = time.monotonic()
+    service.signal(signal.SIGTERM)
+    wait_until(lambda: service.get("/health/ready").status_code == 503, 1)
+    refusal = service.get("/health/ready")
+    assert refusal.json()["code"] == "shutdown" and refusal.headers["retry-after"] == "1"
+    with httpx.Client(base_url=service.url) as newcomer:
+        assert newcomer.get("/api/v1/queries/shops").status_code == 200
+    assert service.get("/health/live").status_code == 200
+    assert service.process.wait(30) == 0
+    assert time.monotonic() - started >= 1.5
+
+
+def test_a_second_sigterm_ends_the_drain(small: Small, serve: Callable[..., Service]) -> None:
+    service = serve(drain_seconds=600)
+    service.signal(signal.SIGTERM)
+    wait_until(lambda: service.get("/health/ready").status_code == 503)
+    service.signal(signal.SIGTERM)
+    assert service.process.wait(30) == 0
+
+
+def test_a_query_that_outlives_the_grace_is_refused_with_503_and_not_cut_off(
+    small: Small, serve: Callable[..., Service]
+) -> None:
+    service = serve(shutdown_grace_seconds=0.3, query_timeout_seconds=600)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            service.sql,
+            "select count(*) from sales a, sales b, sales c, sales d where a.amount + b.amount + c.amount = d.amount",
+        )
+        wait_until(lambda: service.metric("bi_engine_running_queries") == 1)
+        service.signal(signal.SIGTERM)
+        answer = asked.result(30)
+    assert (answer.status_code, answer.json()["code"]) == (503, "shutdown")
+    assert answer.headers["retry-after"]
+    assert service.process.wait(30) == 0
 
 
 def test_check_is_content_with_a_good_catalogue(small: Small) -> None:

@@ -16,7 +16,7 @@ import pytest
 from bi_query import engine as engine_module
 from bi_query.engine import Answer, Engine, Job
 from bi_query.engine_errors import QueryFailed
-from bi_query.errors import Overloaded, ProblemError, QueryCancelled, QueryTimeout, SqlRefused
+from bi_query.errors import Overloaded, ProblemError, QueryTimeout, SqlRefused
 from bi_query.metrics import AD_HOC, Metrics
 from bi_query.settings import Settings
 from bi_query.snapshot import Snapshot
@@ -402,8 +402,9 @@ def test_closing_stops_what_outlives_the_grace(published: Small) -> None:
             running = b.ask(ENDLESS)
             await b.until(lambda: b.running() == 1)
             await b.engine.close(0.05)
-            with pytest.raises(QueryCancelled):
+            with pytest.raises(Overloaded) as refused:
                 await running
+            assert refused.value.code == "shutdown"
             await cpu_is_idle()
 
     asyncio.run(story())

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .auth import Principal
 from .cache import Cache
+from .departure import Departure
 from .errors import BadRequest, Overloaded
 from .formats import Format
 from .http_io import Ready, arguments, header, json_answer, query_pairs, respond, sql_body, unless_gone, wants_no_cache
@@ -56,6 +57,7 @@ class Rooms:
     cache: Cache
     limiter: ClientLimiter
     service: QueryService
+    departure: Departure
 
 
 class Api:
@@ -144,7 +146,9 @@ class Api:
         return json_answer({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """A snapshot is being served. Redis does not count: without it the service is slower, not gone."""
+        """A snapshot is being served, and no end is in sight. Redis does not count: without it the service is slower."""
+        if self._rooms.departure.is_announced:
+            raise Overloaded("shutdown", "this replica is stopping; ask another", retry_after_seconds=1)
         if not self._rooms.store.is_ready:
             raise Overloaded(
                 "no_snapshot", "no data has been published yet; run `bi-query publish`", retry_after_seconds=5

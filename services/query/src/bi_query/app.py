@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from . import __version__, api, openapi
 from .cache import Cache
 from .catalogue import Catalogue
+from .departure import Departure
 from .engine import Engine
 from .errors import ConfigurationError, MethodNotAllowed, NotFound, ProblemError
 from .faults import FaultInjection
@@ -34,8 +35,9 @@ from .telemetry import Telemetry, send_problem
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
-    """The service as an ASGI application. Opens nothing before its lifespan starts."""
+def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | None = None) -> ASGIApp:
+    """The service as an ASGI application. Opens nothing before its lifespan starts. `departure`: how it hears of its end."""
+    departure = departure or Departure()
     metrics = Metrics(version=__version__, duckdb_version=duckdb.__version__)
     metrics.memory_limit.set(available_memory_bytes())
     if unknown := set(settings.rate_limit_routes) - api.LIMITED:
@@ -44,7 +46,7 @@ def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
         )
     # No redirects to a path without its slash: they are no answer of this API's contract, and they trust the Host header.
     app = FastAPI(
-        lifespan=_lifespan(settings, catalogue, metrics),
+        lifespan=_lifespan(settings, catalogue, metrics, departure),
         redirect_slashes=False,
         openapi_url=None,
         docs_url=None,
@@ -67,17 +69,22 @@ def create_app(settings: Settings, catalogue: Catalogue) -> ASGIApp:
     return Telemetry(inner, settings=settings, metrics=metrics, endpoint_of=api.endpoint_of)
 
 
-def _lifespan(settings: Settings, catalogue: Catalogue, metrics: Metrics) -> Callable[[FastAPI], Any]:
+def _lifespan(
+    settings: Settings, catalogue: Catalogue, metrics: Metrics, departure: Departure
+) -> Callable[[FastAPI], Any]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store, cache, engine = SnapshotStore(settings, metrics), Cache(settings, metrics), Engine(settings, metrics)
         limiter = ClientLimiter(settings, metrics)
         service = QueryService(catalogue, store, cache, engine, metrics)
-        app.state.handlers = api.Api(api.Rooms(settings, metrics, store, cache, limiter, service))
+        app.state.handlers = api.Api(api.Rooms(settings, metrics, store, cache, limiter, service, departure))
         _add_routes(app, app.state.handlers)
         await store.refresh()
         cache.start()
-        tasks = [asyncio.create_task(store.watch())]
+        tasks = [
+            asyncio.create_task(store.watch()),
+            asyncio.create_task(_cut_off(engine, departure, settings.shutdown_grace_seconds)),
+        ]
         if settings.redis_url:
             tasks.append(asyncio.create_task(limiter.share()))
         # What exists now lives as long as the process: the collector need not look at it again at every full pass.
@@ -95,6 +102,13 @@ def _lifespan(settings: Settings, catalogue: Catalogue, metrics: Metrics) -> Cal
             store.close()
 
     return lifespan
+
+
+async def _cut_off(engine: Engine, departure: Departure, grace_seconds: float) -> None:
+    """Refuse, with 503, what still runs when the grace is over. The server would only cut the connections."""
+    await departure.begun()
+    await asyncio.sleep(grace_seconds)
+    await engine.close(0)
 
 
 def _add_routes(app: FastAPI, handlers: api.Api) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from . import __version__
 from .app import create_app
 from .catalogue import Catalogue, CatalogueError, load_catalogue
 from .check import check_queries
+from .departure import Departure
 from .errors import BiQueryError
 from .http_protocol import BoundedHttpProtocol
 from .publish import Published, publish
@@ -129,9 +131,10 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     catalogue = load_catalogue(catalogue_dir(settings))
     if read_pointer(settings.snapshot_dir) is None:
         raise BiQueryError(f"nothing is published in {settings.snapshot_dir} yet; run `bi-query publish` first")
+    departure = Departure()
     server = _Server(
         uvicorn.Config(
-            create_app(settings, catalogue),
+            create_app(settings, catalogue, departure),
             host=settings.host,
             port=settings.port,
             loop="uvloop",
@@ -145,6 +148,8 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
             timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
         ),
         catalogue,
+        departure,
+        settings.drain_seconds,
     )
     # uvicorn stops gracefully and then raises the signal anew, for whoever handled it before: us, who say it went well.
     signal.signal(signal.SIGTERM, _exit_well)
@@ -163,12 +168,36 @@ def _exit_well(*_: object) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says, once it listens, where to look and what to type."""
+    """Says, once it listens, where to look and what to type; and when told to stop, first says so to those who ask."""
 
-    def __init__(self, config: uvicorn.Config, catalogue: Catalogue) -> None:
+    def __init__(
+        self, config: uvicorn.Config, catalogue: Catalogue, departure: Departure, drain_seconds: float
+    ) -> None:
         super().__init__(config)
         self._catalogue = catalogue
         self._created = time.perf_counter()
+        self._departure = departure
+        self._drain_seconds = drain_seconds
+        self._leave_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first SIGTERM starts the drain; a second one, or any other signal, ends it at once."""
+        if sig == signal.SIGTERM and self._drain_seconds > 0 and self._leave_at is None:
+            self._leave_at = time.monotonic() + self._drain_seconds
+            self._departure.announce()
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is the drain over?"""
+        if self._leave_at is not None and not self.should_exit and time.monotonic() >= self._leave_at:
+            super().handle_exit(signal.SIGTERM, None)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening; what is in progress has its grace from now on."""
+        self._departure.begin()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then print the addresses."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import duckdb
 
 from .engine_errors import ThreadPanicked, translate
-from .errors import BiQueryError, Overloaded, QueryCancelled, QueryTimeout
+from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
 from .formats import PROBE_PREFIX, Encoded, Format, Limits, Plan, encode, make_plan
 from .metrics import Metrics
 from .settings import Settings
@@ -198,11 +198,11 @@ class Engine:
             )
             if not acquiring.done():
                 if stop.is_set():
-                    raise QueryCancelled("client_closed_request", "the client went away while its query waited")
+                    raise self._stopped()
                 raise self._refusal("queue_timeout", f"no core came free within {self._queue_timeout_seconds:g} s")
             if stop.is_set():
                 self._slots.release()
-                raise QueryCancelled("client_closed_request", "the client went away while its query waited")
+                raise self._stopped()
         finally:
             self._metrics.engine_waiting.dec()
             stopping.cancel()
@@ -248,6 +248,12 @@ class Engine:
         self._metrics.engine_rejections.labels(reason).inc()
         return Overloaded(reason, text, retry_after_seconds=1 if reason == "shutdown" else 2)
 
+    def _stopped(self) -> ProblemError:
+        """Why a query was stopped early: nobody waits for it any more, or the service cannot."""
+        if self._closing:
+            return self._refusal("shutdown", "the service is stopping and the query took too long; ask again")
+        return QueryCancelled("client_closed_request", "the client went away and its query was stopped")
+
     def _failure(
         self, error: Exception, job: Job, stopped: Stop | None, timeout_seconds: float, prefix_bytes: int
     ) -> BiQueryError:
@@ -256,7 +262,7 @@ class Engine:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
         self._metrics.engine_queries.labels(job.query, stopped or "error").inc()
         if stopped == "cancelled":
-            return QueryCancelled("client_closed_request", "the client went away and its query was stopped")
+            return self._stopped()
         if stopped == "timeout":
             text = f"the query ran longer than {timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)

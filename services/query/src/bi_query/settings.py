@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     max_body_bytes: int = Field(MIB, ge=1024)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_seconds: float = Field(0.0, ge=0, le=3600)
     shutdown_grace_seconds: float = Field(10.0, ge=0, le=3600)
 
     max_connections: int = Field(50, ge=1, le=10_000)
