@@ -1,5 +1,5 @@
 # The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
-.PHONY: engine images up down ps logs clean password load
+.PHONY: engine images up down ps logs clean password keys load
 
 # The user's .env, then what `make images` found, which has the last word on images.
 STACK_ENV = $(if $(wildcard .env),--env-file .env) $(if $(wildcard .stack/images.env),--env-file .stack/images.env)
@@ -23,10 +23,14 @@ ps: ## What runs, how it is, on which port
 logs: ## Follow the logs; of one service: make logs SERVICE=query
 	@$(COMPOSE) logs --tail 100 --follow $(SERVICE)
 
+keys: ## API keys: make keys ARGS="add ana --role analyst" (or list, revoke, rotate)
+	@$(COMPOSE) --profile tools run --rm --quiet-pull keys $(or $(ARGS),list)
+
 SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)
 	@loadtest/image.sh
 	@mkdir -p loadtest/reports
+	@$(COMPOSE) --profile loadtest run --rm --no-deps loadtest-keys
 	@id=$$($(COMPOSE) --profile loadtest run -d --no-deps --use-aliases loadtest $(SCENARIO) $(ARGS)) || exit 2; \
 	docker logs -f $$id; code=$$(docker wait $$id); docker cp -q $$id:/reports/. loadtest/reports; docker rm $$id >/dev/null; exit $$code
 

@@ -29,4 +29,5 @@ if [ -n "$(compose ps -q grafana 2>/dev/null)" ]; then
 else
   echo "  Grafana       NOT RUNNING: its image cannot be had here (make images says why); all else works"
 fi
-echo "  try           curl http://127.0.0.1:$(setting BI_QUERY_PORT 8000)/api/v1/queries"
+echo "  API key       make password"
+echo "  try           curl -H \"X-API-Key: KEY\" http://127.0.0.1:$(setting BI_QUERY_PORT 8000)/api/v1/queries"

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 from bi_query.catalogue import load_catalogue
-from bi_query.cli import demo_catalogue_dir
+from bi_query.catalogue_dir import demo_catalogue_dir
 from bi_query.publish import publish
 from bi_query.settings import load_settings
 from bi_query.sources import demo_data_dir

@@ -14,6 +14,8 @@ unset BI_OWN_CATALOGUE
 # Replicas share the spill volume, each with a folder of its own that it holds a lock on as long as it lives; what a killed
 # one left is removed by the next that starts. (A volume per container would stay behind at each `down`.)
 if [ "$1" = serve ]; then
+    BI_AUDIT_LOG=/var/lib/bi/audit/$(cat /etc/hostname).jsonl
+    export BI_AUDIT_LOG
     spill=/var/lib/bi/spill
     exec 8>"$spill/.starting"
     flock 8

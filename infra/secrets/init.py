@@ -14,7 +14,11 @@ import secrets
 import sys
 from pathlib import Path
 
+from bi_query.access import Role
+from bi_query.keys import KeyFile
+
 FOLDER = Path(os.environ.get("BI_SECRETS_FOLDER", "/run/bi-secrets"))
+KEYS = Path(os.environ.get("BI_KEYS_FOLDER", "/run/bi-keys"))
 # The production edge's volume (certificates, its ACME account): made root's by the engine, and the edge is not root.
 EDGE_FOLDER = os.environ.get("BI_EDGE_FOLDER")
 
@@ -75,17 +79,29 @@ def make_redis() -> list[str]:
     return names
 
 
+def make_first_key() -> list[str]:
+    """An administrator's API key, in plain text for `make password` and as a hash in the service's key file."""
+    file = KeyFile(KEYS / "keys.json")
+    if file.path.exists():
+        return []
+    (FOLDER / "api-key").unlink(missing_ok=True)  # of a key file that is gone: no service would accept it
+    [key] = file.add("first", Role.ADMIN)
+    make("api-key", key, QUERY)
+    # The folder last: this container may give files away, but not write into what is another user's.
+    for path in (*KEYS.iterdir(), KEYS):
+        os.chown(path, *QUERY)
+    return ["api-key"]
+
+
 def main() -> int:
     """Make what is missing and say what was made (names only)."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    made = make_redis()
+    made = make_redis() + make_first_key()
     for name, owner in (
         ("grafana-admin-password", GRAFANA),
         ("grafana-secret-key", GRAFANA),
-        ("api-key", QUERY),
     ):
-        prefix = "bi_" if name == "api-key" else ""
-        if make(name, prefix + secrets.token_urlsafe(32), owner):
+        if make(name, secrets.token_urlsafe(32), owner):
             made.append(name)
     if EDGE_FOLDER:
         os.chown(EDGE_FOLDER, *EDGE)

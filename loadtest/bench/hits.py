@@ -23,7 +23,7 @@ from pathlib import Path
 
 import duckdb
 from bi_query.catalogue import load_catalogue
-from bi_query.cli import catalogue_dir
+from bi_query.catalogue_dir import catalogue_dir
 from bi_query.settings import load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
 

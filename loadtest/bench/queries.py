@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from bi_query.catalogue import NamedQuery, load_catalogue
-from bi_query.cli import catalogue_dir
+from bi_query.catalogue_dir import catalogue_dir
 from bi_query.engine import Engine, Job
 from bi_query.metrics import Metrics
 from bi_query.parameters import Value

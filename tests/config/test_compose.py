@@ -28,7 +28,8 @@ PRODUCTION_DEFAULTS = {"BI_QUERY_REPLICAS": "2", "BI_DRAIN_SECONDS": "5"}
 
 # Settings of the service that the stack decides: where things are inside the container.
 FIXED = {
-    "BI_CATALOGUE_DIR", "BI_DATA_DIR", "BI_HOST", "BI_PORT", "BI_REDIS_PASSWORD_FILE", "BI_REDIS_URL", "BI_SNAPSHOT_DIR",
+    "BI_AUDIT_LOG", "BI_CATALOGUE_DIR", "BI_DATA_DIR", "BI_HOST", "BI_KEYS_FILE", "BI_PORT",
+    "BI_REDIS_PASSWORD_FILE", "BI_REDIS_URL", "BI_SNAPSHOT_DIR",
     "BI_SPILL_DIR",
 }  # fmt: skip
 
@@ -53,7 +54,7 @@ def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return resolve("--profile", "loadtest")
+    return resolve("--profile", "loadtest", "--profile", "tools")
 
 
 def exceptions(compose: dict[str, Any]) -> dict[str, dict[str, str]]:

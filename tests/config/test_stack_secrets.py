@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from bi_query.keys import KeyFile, is_key
 from redis.exceptions import NoPermissionError
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,8 @@ def make(folder: Path) -> str:
         pytest.skip("giving files to other users needs root (in the stack a container does it)")
     return subprocess.run(
         [sys.executable, str(ROOT / "infra/secrets/init.py")],
-        env={**os.environ, "BI_SECRETS_FOLDER": str(folder)}, capture_output=True, text=True, check=True,
+        env={**os.environ, "BI_SECRETS_FOLDER": str(folder), "BI_KEYS_FOLDER": f"{folder}-keys"},
+        capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
 
 
@@ -55,6 +57,25 @@ def test_a_second_start_changes_nothing(tmp_path: Path) -> None:
     first = contents(tmp_path)
     assert make(tmp_path) == "secrets: all there\n"
     assert contents(tmp_path) == first
+
+
+def test_the_first_key_is_an_administrators_and_its_file_the_services(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    make(folder)
+    file = KeyFile(Path(f"{folder}-keys") / "keys.json")
+    [entry] = file.read()
+    assert entry.role == "admin" and is_key((folder / "api-key").read_bytes(), entry)
+    assert {path.stat().st_uid for path in (file.path, file.path.parent)} == {10001}
+
+
+def test_a_lost_key_file_is_made_anew_with_a_key_that_fits_it(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    make(folder)
+    before = (folder / "api-key").read_text()
+    shutil.rmtree(f"{folder}-keys")
+    assert make(folder) == "secrets: made api-key\n"
+    [entry] = KeyFile(Path(f"{folder}-keys") / "keys.json").read()
+    assert is_key((folder / "api-key").read_bytes(), entry) and (folder / "api-key").read_text() != before
 
 
 def test_no_two_stacks_share_a_secret(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.support.production import ProductionStack
@@ -187,7 +186,9 @@ def faults(request: pytest.FixtureRequest) -> Faults | None:
     ways = [{"X-Fault-Delay-Seconds": "3"}] * SLOW + [{"X-Fault-Status": "500"}] * FAILING + [{}] * FINE
 
     def ask(headers: dict[str, str]) -> None:
-        httpx.get(f"{stack.url('QUERY')}/api/v1/queries/uncached", headers=headers, timeout=30)
+        stack.get("/api/v1/queries/uncached", **headers)
+
+    stack.get("/api/v1/queries/uncached")  # reads the key, once
 
     threads = [threading.Thread(target=ask, args=(headers,)) for headers in ways]
     for thread in threads:

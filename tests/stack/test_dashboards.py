@@ -26,7 +26,7 @@ NOT_RUNNING = {"loadtest": "no load test runs during these tests"}
 @pytest.fixture(scope="module")
 def users(stack: Stack) -> Iterator[Traffic]:
     """Traffic of every kind while this file's tests run."""
-    with traffic(stack.url("QUERY"), everything, users=4, pause_seconds=0.03) as seen:
+    with traffic(stack, everything, users=4, pause_seconds=0.03) as seen:
         yield seen
 
 

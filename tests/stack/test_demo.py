@@ -30,8 +30,8 @@ def demo_stack(engine: None, folder: Path) -> Iterator[Stack]:
 
 def test_the_demo_is_published_in_a_container_and_served(demo_stack: Stack) -> None:
     (url,) = demo_stack.replicas().values()
-    listed = httpx.get(f"{url}/api/v1/queries", timeout=30).json()
-    answer = httpx.get(f"{url}/api/v1/queries/top_products", timeout=30)
+    listed = demo_stack.get("/api/v1/queries", url).json()
+    answer = demo_stack.get("/api/v1/queries/top_products", url)
     assert answer.status_code == 200 and answer.json()["row_count"] == 20
     assert len(listed["queries"] if isinstance(listed, dict) else listed) >= 10
 
@@ -39,7 +39,7 @@ def test_the_demo_is_published_in_a_container_and_served(demo_stack: Stack) -> N
 def test_fault_injection_is_off_unless_it_is_asked_for(demo_stack: Stack) -> None:
     (url,) = demo_stack.replicas().values()
     headers = {"X-Fault-Status": "500", "X-Fault-Delay-Seconds": "3"}
-    answer = httpx.get(f"{url}/api/v1/queries/top_products", headers=headers, timeout=30)
+    answer = demo_stack.get("/api/v1/queries/top_products", url, **headers)
     assert answer.status_code == 200 and answer.elapsed.total_seconds() < 3
 
 

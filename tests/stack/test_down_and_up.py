@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 
-import httpx
-
 from tests.support.service import wait_until
 from tests.support.stack import MEASURED, Prometheus, Stack, has_grafana, volume_files
 
 
 def answer(stack: Stack) -> tuple[str, str]:
-    got = httpx.get(f"{stack.url('QUERY')}/api/v1/queries/shops", timeout=10)
+    got = stack.get("/api/v1/queries/shops")
     assert got.status_code == 200, got.text
     return got.headers["X-Data-Version"], got.text
 

@@ -72,5 +72,5 @@ def test_every_panels_query_has_data_through_grafana(stack: Stack, grafana: http
         left[:] = [query for query in left if not has_data(query.expr)]
         return not left
 
-    with traffic(stack.url("QUERY"), everything, users=3, pause_seconds=0.05):
+    with traffic(stack, everything, users=3, pause_seconds=0.05):
         wait_until(all_have, 180, what=lambda: "; ".join(f"{q.dashboard} / {q.panel}" for q in left))

@@ -67,10 +67,10 @@ def test_a_second_publish_reaches_every_replica_and_no_old_answer_follows(stack:
 
 def test_publishing_the_same_data_again_changes_nothing(stack: Stack) -> None:
     before = {
-        url: httpx.get(f"{url}/api/v1/queries/uncached").headers["X-Data-Version"] for url in stack.replicas().values()
+        url: stack.get("/api/v1/queries/uncached", url).headers["X-Data-Version"] for url in stack.replicas().values()
     }
     stack.compose("run", "--rm", "-T", "publish", timeout=120)
-    after = {url: httpx.get(f"{url}/api/v1/queries/uncached").headers["X-Data-Version"] for url in before}
+    after = {url: stack.get("/api/v1/queries/uncached", url).headers["X-Data-Version"] for url in before}
     assert before == after
 
 
@@ -80,7 +80,7 @@ def test_a_publish_that_fails_leaves_the_old_data_serving(stack: Stack, small_da
     try:
         assert stack.compose("run", "--rm", "-T", "publish", timeout=120, check=False).returncode != 0
         for url in stack.replicas().values():
-            assert httpx.get(f"{url}/api/v1/queries/uncached").json()["rows"] == [[2]]
+            assert stack.get("/api/v1/queries/uncached", url).json()["rows"] == [[2]]
     finally:
         broken.unlink()
     assert stack.compose("run", "--rm", "-T", "publish", timeout=120).returncode == 0

@@ -47,7 +47,7 @@ def mixed(client: httpx.Client, number: int) -> httpx.Response:
     ("lose", "heal"), [(("stop", "-t", "5"), "start"), (("pause",), "unpause")], ids=["stopped", "paused"]
 )
 def test_redis_gone_under_traffic_fails_no_request_and_heals(stack: Stack, lose: tuple[str, ...], heal: str) -> None:
-    with traffic(stack.url("QUERY"), mixed, users=4) as users:
+    with traffic(stack, mixed, users=4) as users:
         more(users, 100)
         try:
             stack.compose(lose[0], *lose[1:], "redis")
@@ -63,7 +63,7 @@ def test_redis_gone_under_traffic_fails_no_request_and_heals(stack: Stack, lose:
 
 
 def test_redis_emptied_under_traffic_fails_no_request_and_fills_again(stack: Stack) -> None:
-    with traffic(stack.url("QUERY"), mixed, users=4) as users:
+    with traffic(stack, mixed, users=4) as users:
         more(users, 100)
         stack.compose("exec", "-T", "redis", "sh", "-c", FLUSH)
         hits = redis_hits(stack)

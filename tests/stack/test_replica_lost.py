@@ -23,7 +23,7 @@ def test_a_replica_killed_under_traffic_fails_no_get_and_comes_back(stack: Stack
         now = next(container for container in stack.inspect("query") if container["Id"] == victim["Id"])
         return bool(now["RestartCount"] > victim["RestartCount"] and now["State"]["Health"]["Status"] == "healthy")
 
-    with traffic(stack.url("QUERY"), users=6) as users:
+    with traffic(stack, users=6) as users:
         wait_until(lambda: users.answered > 100, what="traffic")
         kill(victim["State"]["Pid"])
         wait_until(back, 60, what=lambda: f"the killed replica to be back; {stack.explain()}")
@@ -35,7 +35,7 @@ def test_a_replica_killed_under_traffic_fails_no_get_and_comes_back(stack: Stack
 
 def test_a_replica_that_is_stopped_politely_fails_no_request(stack: Stack) -> None:
     victim = stack.inspect("query", running=True)[0]["Id"]
-    with traffic(stack.url("QUERY"), users=6) as users:
+    with traffic(stack, users=6) as users:
         wait_until(lambda: users.answered > 100, what="traffic")
         docker("restart", victim, timeout=90)
         after = users.answered

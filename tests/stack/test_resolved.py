@@ -16,7 +16,7 @@ from .traffic import traffic
 def test_the_alert_resolves_after_the_faults_stop(
     name: str, stack: Stack, prometheus: Prometheus, receiver: Receiver
 ) -> None:
-    with traffic(stack.url("QUERY"), users=2, pause_seconds=0.1):
+    with traffic(stack, users=2, pause_seconds=0.1):
         wait_until(
             lambda: receiver.alerts("team", name, "resolved"),
             150,

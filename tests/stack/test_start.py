@@ -23,7 +23,7 @@ def test_every_service_is_healthy_and_every_one_shot_ended_well(stack: Stack) ->
 
 
 def test_the_service_answers_through_the_edge(stack: Stack) -> None:
-    answer = httpx.get(f"{stack.url('QUERY')}/api/v1/queries/shops", timeout=10)
+    answer = stack.get("/api/v1/queries/shops")
     assert answer.status_code == 200 and answer.json()["row_count"] == 4
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import httpx
 
+from tests.support.stack import Stack
+
 Ask = Callable[[httpx.Client, int], httpx.Response]
 HEAVY = "select count(*) from sales a, sales b, sales c, sales d where a.amount + b.amount + c.amount + d.amount = 7"
 
@@ -71,13 +73,13 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def traffic(url: str, ask: Ask = shops, *, users: int = 4, pause_seconds: float = 0.02) -> Iterator[Traffic]:
+def traffic(stack: Stack, ask: Ask = shops, *, users: int = 4, pause_seconds: float = 0.02) -> Iterator[Traffic]:
     """Users who ask for the length of a block. A failure is a 5xx or no answer at all."""
-    seen, stop = Traffic(), threading.Event()
+    seen, stop, url = Traffic(), threading.Event(), stack.url("QUERY")
 
     def user(first: int) -> None:
         number = first
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, headers=stack.key, timeout=30) as client:
             while not stop.is_set():
                 started = time.monotonic()
                 try:

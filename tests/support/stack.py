@@ -167,6 +167,15 @@ class Stack(DockerCompose):
         """Address of a published service: QUERY, PROMETHEUS, ALERTMANAGER, GRAFANA."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
+    @cached_property
+    def key(self) -> dict[str, str]:
+        """The header with the first API key, an administrator's."""
+        return {"X-API-Key": volume_files(self, "secrets")["api-key"].decode()}
+
+    def get(self, path: str, url: str = "", **headers: str) -> httpx.Response:
+        """GET as that administrator, through the edge or from the replica at `url`."""
+        return httpx.get(f"{url or self.url('QUERY')}{path}", headers={**self.key, **headers}, timeout=30)
+
     def explain(self) -> str:
         """Status of each service, and of those that are not well the last health check and log lines."""
         parts = []

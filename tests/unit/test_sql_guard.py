@@ -89,7 +89,7 @@ def test_a_refused_argument_is_named_with_what_it_must_be() -> None:
 )
 def test_what_a_future_duckdb_adds_to_the_tree_is_refused(node: dict[str, object]) -> None:
     with pytest.raises(TreeError) as caught:
-        Walk({}).run({"node": node})
+        Walk({}, qualified=True).run({"node": node})
     assert caught.value.code == "forbidden_construct"
 
 

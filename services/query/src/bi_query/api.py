@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .auth import Principal
+from .access import Principal, Role
+from .auth import Gate
 from .cache import Cache
 from .departure import Departure
 from .errors import BadRequest, Overloaded
@@ -20,7 +21,7 @@ from .formats import Format
 from .http_io import Ready, arguments, header, json_answer, query_pairs, respond, sql_body, unless_gone, wants_no_cache
 from .metrics import AD_HOC, UNMATCHED_ENDPOINT, Metrics
 from .query_service import Bound, QueryService
-from .rate_limit import ClientLimiter, Quota
+from .rate_limit import Quota
 from .settings import Settings
 from .snapshot import SnapshotStore
 
@@ -29,10 +30,11 @@ QUERY = "/api/v1/queries/{name}"
 AD_HOC_QUERY = "/api/v1/query"
 TABLES = "/api/v1/tables"
 CACHE = "/api/v1/cache"
+PUBLISH = "/api/v1/publish"
 LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
 DOCS, OPENAPI = "/docs", "/openapi.json"
-_FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, LIVE, READY, METRICS, DOCS, OPENAPI})
-LIMITED = frozenset({QUERY, QUERIES, AD_HOC_QUERY, TABLES, CACHE})
+_FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, LIVE, READY, METRICS, DOCS, OPENAPI})
+LIMITED = frozenset({QUERY, QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH})
 """Route templates that cost a client's quota; health, metrics and documentation are free."""
 _REMEMBERED_QUESTIONS = 8192
 _REMEMBERED_QUESTION_BYTES = 1024
@@ -55,7 +57,7 @@ class Rooms:
     metrics: Metrics
     store: SnapshotStore
     cache: Cache
-    limiter: ClientLimiter
+    gate: Gate
     service: QueryService
     departure: Departure
 
@@ -71,7 +73,7 @@ class Api:
         """A named query's result."""
         principal, quota = self._admit(request.scope)
         bound, fmt = self._named_question(request.scope)
-        asked = self._rooms.service.named(bound, fmt, principal.scope, bypass=wants_no_cache(request.scope))
+        asked = self._rooms.service.named(bound, fmt, principal, bypass=wants_no_cache(request.scope))
         return respond(request.scope, await unless_gone(request, asked), quota)
 
     def named_hit(self, scope: Scope) -> Response | None:
@@ -80,7 +82,7 @@ class Api:
         bound, fmt = self._named_question(scope)
         if wants_no_cache(scope):
             return None
-        result = self._rooms.service.named_if_fresh(bound, fmt, principal.scope)
+        result = self._rooms.service.named_if_fresh(bound, fmt, principal)
         return None if result is None else respond(scope, result, quota)
 
     def _named_question(self, scope: Scope) -> tuple[Bound, Format]:
@@ -95,17 +97,19 @@ class Api:
             if len(self._questions) > _REMEMBERED_QUESTIONS:
                 self._questions.popitem(last=False)
         scope["state"]["log"]["query"] = question[0].query.name
+        scope["state"]["audit"]["params"] = question[0].text
         return question
 
     async def ad_hoc(self, request: Request) -> Response:
         """An ad-hoc SELECT's result."""
-        principal, quota = self._admit(request.scope)
+        principal, quota = self._admit(request.scope, Role.ANALYST)
         pairs, fmt = arguments(request.scope)
         if pairs:
             raise BadRequest("unknown_parameter", f"unknown parameter {pairs[0][0][:60]!r}; only 'format' is read here")
         request.scope["state"]["log"]["query"] = AD_HOC
         sql, params = await sql_body(request, self._rooms.settings.max_body_bytes)
-        asked = self._rooms.service.ad_hoc(sql, params, fmt, principal.scope, bypass=wants_no_cache(request.scope))
+        request.scope["state"]["audit"].update(sql=sql, params=params)
+        asked = self._rooms.service.ad_hoc(sql, params, fmt, principal, bypass=wants_no_cache(request.scope))
         return respond(request.scope, await unless_gone(request, asked), quota)
 
     async def queries(self, request: Request) -> Response:
@@ -116,15 +120,29 @@ class Api:
 
     async def tables(self, request: Request) -> Response:
         """The snapshot's relations."""
-        _, quota = self._admit(request.scope)
+        principal, quota = self._admit(request.scope, Role.ANALYST)
         snapshot = self._rooms.store.current
-        relations = [{"name": name, **relation} for name, relation in snapshot.manifest.relations.items()]
         document = {"snapshot_id": snapshot.id, "published_at": formatdate(snapshot.published_at, usegmt=True)}
-        return json_answer({**document, "tables": relations}, quota, (b"x-data-version", snapshot.id.encode()))
+        tables = self._rooms.service.relations(principal)
+        return json_answer({**document, "tables": tables}, quota, (b"x-data-version", snapshot.id.encode()))
+
+    async def publish_status(self, request: Request) -> Response:
+        """How the last publish went, and what is served."""
+        _, quota = self._admit(request.scope, Role.ADMIN)
+        store = self._rooms.store
+        served = (
+            {"snapshot_id": store.current.id, "published_at": store.current.published_at} if store.is_ready else None
+        )
+        document = {
+            "serving": served,
+            "last_publish": store.publish_status or None,
+            "load_failure": store.failure or None,
+        }
+        return json_answer(document, quota)
 
     async def invalidate(self, request: Request) -> Response:
         """Forget cached answers by query name or by glob."""
-        _, quota = self._admit(request.scope)
+        _, quota = self._admit(request.scope, Role.ADMIN)
         pairs = query_pairs(request.scope)
         given = dict(pairs)
         if len(pairs) != 1 or not given.keys() <= {"query", "pattern"}:
@@ -164,14 +182,8 @@ class Api:
         length = b"%d" % len(body)
         return Ready(body, 200, [(b"content-type", content_type.encode()), (b"content-length", length)])
 
-    def _admit(self, scope: Scope) -> tuple[Principal, Quota]:
-        """Who asks, and one request off their quota (once per request, whichever room asks first)."""
-        state = scope["state"]
-        principal: Principal = state["principal"]
-        quota: Quota | None = state.get("quota")
-        if quota is None:
-            quota = state["quota"] = self._rooms.limiter.spend(state["endpoint"], principal.client)
-        return principal, quota
+    def _admit(self, scope: Scope, role: Role = Role.READER) -> tuple[Principal, Quota]:
+        return self._rooms.gate.admit(scope, role)
 
 
 class HotPath:

@@ -19,12 +19,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import __version__, api, openapi
+from .audit import AuditLog
+from .auth import Authenticator, Gate
 from .cache import Cache
 from .catalogue import Catalogue
 from .departure import Departure
 from .engine import Engine
 from .errors import ConfigurationError, MethodNotAllowed, NotFound, ProblemError
 from .faults import FaultInjection
+from .key_ring import KeyRing
 from .metrics import Metrics
 from .query_service import QueryService
 from .rate_limit import ClientLimiter
@@ -44,9 +47,11 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
         raise ConfigurationError(
             f"BI_RATE_LIMIT_ROUTES: no limited route {sorted(unknown)[0]!r}; there are {', '.join(sorted(api.LIMITED))}"
         )
+    ring = KeyRing(settings.keys_file, catalogue.policies, metrics)
+    audit = _audit_log(settings, metrics)
     # No redirects to a path without its slash: they are no answer of this API's contract, and they trust the Host header.
     app = FastAPI(
-        lifespan=_lifespan(settings, catalogue, metrics, departure),
+        lifespan=_lifespan(settings, catalogue, metrics, departure, ring, audit),
         redirect_slashes=False,
         openapi_url=None,
         docs_url=None,
@@ -66,24 +71,40 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
 
     hot: ASGIApp = api.HotPath(app, named_hit)
     inner = FaultInjection(hot) if settings.fault_injection else hot
-    return Telemetry(inner, settings=settings, metrics=metrics, endpoint_of=api.endpoint_of)
+    identify = Authenticator(ring, settings.trusted_proxies).identify
+    return Telemetry(inner, identify=identify, metrics=metrics, endpoint_of=api.endpoint_of, audit=audit)
+
+
+def _audit_log(settings: Settings, metrics: Metrics) -> AuditLog | None:
+    if settings.audit_log is None:
+        return None
+    return AuditLog(settings.audit_log, settings.audit_max_bytes, settings.audit_files_kept, metrics)
 
 
 def _lifespan(
-    settings: Settings, catalogue: Catalogue, metrics: Metrics, departure: Departure
+    settings: Settings,
+    catalogue: Catalogue,
+    metrics: Metrics,
+    departure: Departure,
+    ring: KeyRing,
+    audit: AuditLog | None,
 ) -> Callable[[FastAPI], Any]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        ring.load()
         store, cache, engine = SnapshotStore(settings, metrics), Cache(settings, metrics), Engine(settings, metrics)
         limiter = ClientLimiter(settings, metrics)
         service = QueryService(catalogue, store, cache, engine, metrics)
-        app.state.handlers = api.Api(api.Rooms(settings, metrics, store, cache, limiter, service, departure))
+        app.state.handlers = api.Api(
+            api.Rooms(settings, metrics, store, cache, Gate(limiter, metrics), service, departure)
+        )
         _add_routes(app, app.state.handlers)
         await store.refresh()
         cache.start()
         tasks = [
             asyncio.create_task(store.watch()),
             asyncio.create_task(_cut_off(engine, departure, settings.shutdown_grace_seconds)),
+            asyncio.create_task(ring.watch()),
         ]
         if settings.redis_url:
             tasks.append(asyncio.create_task(limiter.share()))
@@ -100,6 +121,8 @@ def _lifespan(
             await cache.close()
             service.close()
             store.close()
+            if audit is not None:
+                audit.close()
 
     return lifespan
 
@@ -120,6 +143,7 @@ def _add_routes(app: FastAPI, handlers: api.Api) -> None:
         (api.QUERIES, handlers.queries, "GET"),
         (api.TABLES, handlers.tables, "GET"),
         (api.CACHE, handlers.invalidate, "DELETE"),
+        (api.PUBLISH, handlers.publish_status, "GET"),
         (api.LIVE, handlers.live, "GET"),
         (api.READY, handlers.ready, "GET"),
         (api.METRICS, handlers.metrics, "GET"),

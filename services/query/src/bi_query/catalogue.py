@@ -1,7 +1,7 @@
 """The catalogue: models and named queries as SQL files with YAML front matter. Load and validate.
 
-Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.yaml`. Problems are collected, not
-raised one by one, each with file and line.
+Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.yaml`, `policies.yaml`. Problems are
+collected, not raised one by one, each with file and line.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from .front_matter import (
     validated,
 )
 from .parameters import Parameter
+from .policies import Policy
+from .policy_files import load_policies
 
 __all__ = ["Catalogue", "CatalogueError", "Freshness", "Model", "NamedQuery", "Problem", "load_catalogue"]
 
@@ -109,6 +111,7 @@ class Catalogue:
     models: Mapping[str, Model] = field(default_factory=dict)
     queries: Mapping[str, NamedQuery] = field(default_factory=dict)
     freshness: Mapping[str, Freshness] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
 
     @property
     def ad_hoc_freshness(self) -> Freshness:
@@ -120,7 +123,7 @@ def load_catalogue(folder: Path | None) -> Catalogue:
     """Read and validate a catalogue folder (None: an empty catalogue). Raises `CatalogueError` with every problem."""
     if folder is None:
         return Catalogue()
-    if not any((folder / part).exists() for part in ("queries", "models", "freshness.yaml")):
+    if not any((folder / part).exists() for part in ("queries", "models", "freshness.yaml", "policies.yaml")):
         what = "holds no queries/, models/ or freshness.yaml" if folder.is_dir() else "does not exist"
         raise ConfigurationError(
             f"catalogue folder {folder} {what}; set BI_CATALOGUE_DIR to a folder with queries/NAME.sql"
@@ -128,6 +131,7 @@ def load_catalogue(folder: Path | None) -> Catalogue:
     problems: list[Problem] = []
     freshness = _load_freshness(folder / "freshness.yaml", problems)
     models, queries = {}, {}
+    policies = load_policies(folder / "policies.yaml", problems)
     with SelectParser() as parser:
         for file in read_sql_files(folder / "models", problems):
             if (model := _model(file, parser, problems)) is not None:
@@ -137,7 +141,7 @@ def load_catalogue(folder: Path | None) -> Catalogue:
                 queries[query.name] = query
     if problems:
         raise CatalogueError(problems)
-    return Catalogue(models, queries, freshness)
+    return Catalogue(models, queries, freshness, policies)
 
 
 def _load_freshness(path: Path, problems: list[Problem]) -> dict[str, Freshness]:

@@ -11,17 +11,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from . import __version__
+from . import __version__, keys_cli
 from .app import create_app
 from .catalogue import Catalogue, CatalogueError, load_catalogue
+from .catalogue_dir import catalogue_dir
 from .check import check_queries
 from .departure import Departure
-from .errors import BiQueryError
+from .errors import BiQueryError, ConfigurationError
 from .http_protocol import BoundedHttpProtocol
 from .publish import Published, publish
 from .settings import Settings, load_settings, unknown_settings
@@ -66,20 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("check", help="validate the catalogue; run each named query on the snapshot")
     checking.add_argument("--no-run", action="store_true", help="do not run the queries")
     checking.set_defaults(run=_check)
+    keys_cli.add_to(commands)
     return parser
-
-
-def catalogue_dir(settings: Settings) -> Path | None:
-    """The catalogue in use: the one set; else the demo's for the demo data; else none (your data, no named queries)."""
-    if settings.catalogue_dir is not None:
-        return settings.catalogue_dir
-    return None if settings.data_dir is not None else demo_catalogue_dir()
-
-
-def demo_catalogue_dir() -> Path:
-    """The demo's catalogue: inside the installed package, or beside the source in a checkout."""
-    packaged = Path(__file__).parent / "demo_catalogue"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "catalogue"
 
 
 def _publish(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -128,6 +118,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     configure_logging(settings.log_level)
+    _refuse_open_door(settings)
     catalogue = load_catalogue(catalogue_dir(settings))
     if read_pointer(settings.snapshot_dir) is None:
         raise BiQueryError(f"nothing is published in {settings.snapshot_dir} yet; run `bi-query publish` first")
@@ -161,6 +152,24 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
             return _EXIT_FAILED
         return 0
     return 0 if server.started else _EXIT_FAILED
+
+
+def _refuse_open_door(settings: Settings) -> None:
+    """Without keys everybody who reaches the port may read everything: that port must be this machine's own."""
+    if settings.keys_file is None and not is_loopback(settings.host):
+        raise ConfigurationError(
+            f"BI_HOST={settings.host} is reachable from other machines, and no API keys are asked for: set BI_KEYS_FILE"
+            " to a file and make a key with `bi-query keys add NAME`, or bind to 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; a name is looked up."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return all(ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
 
 
 def _exit_well(*_: object) -> None:

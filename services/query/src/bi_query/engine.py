@@ -36,13 +36,17 @@ Stop = Literal["timeout", "cancelled"]
 
 @dataclass(frozen=True)
 class Job:
-    """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own."""
+    """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own.
+
+    `views` are run before it, in a connection that nothing else uses afterwards.
+    """
 
     query: str
     sql: str
     params: Mapping[str, object]
     fmt: Format
     timeout_seconds: float | None = None
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class _Call:
         self.prefix_bytes = len(PROBE_PREFIX)
 
     def __call__(self) -> tuple[Encoded, float]:
-        cursor = self._snapshot.take_cursor()
+        cursor = self._snapshot.new_cursor() if self._job.views else self._snapshot.take_cursor()
         with self._lock:
             self._cursor = cursor
         usable = False
@@ -76,6 +80,8 @@ class _Call:
                 raise duckdb.InterruptException("stopped before it started")
             job = self._job
             started = time.perf_counter()
+            for view in job.views:
+                cursor.execute(view)
             plan = self._plans.get(self._snapshot, cursor, job)
             self.prefix_bytes = plan.prefix_bytes
             encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
@@ -88,7 +94,7 @@ class _Call:
         finally:
             with self._lock:
                 self._cursor = None
-                usable = usable and not self._stopped
+                usable = usable and not self._stopped and not self._job.views
             if usable:
                 self._snapshot.give_back(cursor)
             else:

@@ -83,7 +83,7 @@ def read_yaml(path: Path, problems: list[Problem]) -> CatalogueFile | None:
         problems.append(Problem(path, 1, f"cannot be read: {error}"))
         return None
     if not isinstance(document, dict):
-        problems.append(Problem(path, 1, "expected a mapping of class name to fresh_seconds and stale_seconds"))
+        problems.append(Problem(path, 1, "expected a mapping of names to their settings"))
         return None
     file = CatalogueFile(path, document, node, 1, "", 1)
     problems.extend(_repeated_keys(file))

@@ -31,6 +31,7 @@ AD_HOC = "ad_hoc"
 CACHE_RESULTS = ("hit", "miss", "stale", "coalesced", "bypass")
 ENGINE_OUTCOMES = ("ok", "timeout", "cancelled", "error")
 REJECTION_REASONS = ("queue_full", "queue_timeout", "shutdown")
+AUTH_FAILURES = ("unauthorized", "bad_key", "role_too_low", "policy_unusable")
 REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit")
 
 
@@ -106,6 +107,14 @@ class Metrics:
             "bi_rate_limit_rejections_total", "Requests refused with 429.", ("endpoint",)
         )
         self.guard_refusals = self._counter("bi_guard_refusals_total", "SQL refused by the guard.", ("code",))
+        self.auth_failures = self._counter("bi_auth_failures_total", "Requests refused with 401 or 403.", ("reason",))
+        self.keys_accepted = self._gauge("bi_keys_accepted", "API keys in force.")
+        self.keys_load_failures = self._counter(
+            "bi_keys_load_failures_total", "Times the key file changed and could not be used."
+        )
+        self.audit_lines_lost = self._counter("bi_audit_lines_lost_total", "Audit lines that could not be written.")
+        for reason in AUTH_FAILURES:
+            self.auth_failures.labels(reason)
 
     def _cache(self) -> None:
         self.cache_requests = self._counter(

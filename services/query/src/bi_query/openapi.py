@@ -11,6 +11,8 @@ from .formats import FORMATS, MEDIA_TYPES
 
 _PROBLEMS = {
     "400": "A parameter or body does not fit its declaration.",
+    "401": "No key was sent, or one that is not accepted.",
+    "403": "The key's role or row policy does not allow it.",
     "404": "No such query.",
     "405": "The route exists, the method does not.",
     "406": "None of the accepted formats can be had.",
@@ -22,6 +24,7 @@ _PROBLEMS = {
     "503": "The queue is full or nothing is published; see `Retry-After`.",
     "504": "The query ran longer than its limit and was stopped.",
 }
+_WITHOUT_KEY = frozenset({"live", "ready", "metrics"})
 _VALUE: dict[str, Any] = {"description": "A value; what JSON cannot hold exactly is text (docs/api.md)."}
 _SCHEMAS: dict[str, Any] = {
     "Result": {
@@ -76,6 +79,9 @@ def document(queries: Iterable[NamedQuery]) -> dict[str, Any]:
         "/api/v1/tables": {"get": _operation("List tables", "listTables", _json_answer(_tables()), ("429", "503"))},
         "/api/v1/query": {"post": _ad_hoc()},
         "/api/v1/cache": {"delete": _invalidation()},
+        "/api/v1/publish": {
+            "get": _operation("How did publishing go?", "publishStatus", _json_answer(_publish()), ("429",))
+        },
         "/health/live": {"get": _operation("Is the process alive?", "live", _json_answer(_health()), ())},
         "/health/ready": {"get": _operation("Is a snapshot served?", "ready", _json_answer(_health()), ("503",))},
         "/metrics": {
@@ -94,7 +100,15 @@ def document(queries: Iterable[NamedQuery]) -> dict[str, Any]:
             "description": "Governed, cached SQL over Parquet.",
         },
         "paths": paths,
-        "components": {"schemas": _SCHEMAS},
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+        # The empty one: a service without a key file asks for none.
+        "security": [{"key": []}, {"bearer": []}, {}],
     }
 
 
@@ -152,6 +166,8 @@ def _invalidation() -> dict[str, Any]:
 
 
 def _operation(summary: str, name: str, answer: Mapping[str, Any], problems: Iterable[str]) -> dict[str, Any]:
+    if name not in _WITHOUT_KEY:
+        problems = sorted({*problems, "401", "403"})
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     refusals = {code: {"description": _PROBLEMS[code], "content": content} for code in problems}
     return {"summary": summary, "operationId": name, "responses": {"200": answer, **refusals}}
@@ -187,6 +203,12 @@ def _tables() -> dict[str, Any]:
         "published_at": {"type": "string"},
         "tables": {"type": "array", "items": item},
     }
+    return {"type": "object", "required": list(members), "properties": members}
+
+
+def _publish() -> dict[str, Any]:
+    members = {name: {"type": ["object", "null"]} for name in ("serving", "last_publish")}
+    members["load_failure"] = {"type": ["string", "null"]}
     return {"type": "object", "required": list(members), "properties": members}
 
 

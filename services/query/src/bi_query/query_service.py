@@ -11,17 +11,20 @@ from hashlib import blake2b
 
 import orjson
 
+from .access import Principal
 from .cache import Cache, Served
 from .catalogue import Catalogue, Freshness, NamedQuery
 from .engine import Answer, Engine, Job
 from .entries import CacheKey
-from .errors import BadRequest, NotFound, SqlRefused
+from .errors import BadRequest, Forbidden, NotFound, SqlRefused
 from .formats import Format
 from .metrics import AD_HOC, Metrics
 from .parameters import bind, canonical_text
+from .policies import RowPolicy
 from .snapshot import Snapshot, SnapshotStore
 from .sql_guard import GuardedSql, SqlGuard
 
+_MOST_GUARDS = 16
 _REMEMBERED_SQL = 2048
 _REMEMBERED_SQL_CHARS = 4096
 
@@ -57,8 +60,8 @@ class QueryService:
         self._cache = cache
         self._engine = engine
         self._metrics = metrics
-        self._guarded: OrderedDict[tuple[str, str], GuardedSql] = OrderedDict()
-        self._guard: tuple[str, SqlGuard] | None = None
+        self._guarded: OrderedDict[tuple[str, frozenset[str] | None, str], GuardedSql] = OrderedDict()
+        self._guards: OrderedDict[tuple[str, frozenset[str] | None], SqlGuard] = OrderedDict()
         # Parsing is DuckDB's work too: it must not hold up the event loop, nor queue behind queries.
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="guard")
 
@@ -75,37 +78,50 @@ class QueryService:
         values = bind(query.parameters, pairs)
         return Bound(query, values, canonical_text(values))
 
-    def named_if_fresh(self, bound: Bound, fmt: Format, scope: str) -> Result | None:
+    def named_if_fresh(self, bound: Bound, fmt: Format, principal: Principal) -> Result | None:
         """The answer, if this process holds a fresh one. Never waits."""
         snapshot = self._store.current
-        entry = self._cache.fresh_in_memory(self._named_key(snapshot, bound, fmt, scope))
+        entry = self._cache.fresh_in_memory(self._named_key(snapshot, bound, fmt, principal.scope))
         if entry is None:
             return None
         served = Served(entry, "hit", "memory")
         return Result(served, snapshot.id, bound.query.name, fmt, bound.query.freshness)
 
-    async def named(self, bound: Bound, fmt: Format, scope: str, *, bypass: bool) -> Result:
-        """A named query's answer."""
+    async def named(self, bound: Bound, fmt: Format, principal: Principal, *, bypass: bool) -> Result:
+        """A named query's answer. Raises `Forbidden` when the principal's row policy cannot be laid over it."""
         query, snapshot = bound.query, self._store.current
-        key = self._named_key(snapshot, bound, fmt, scope)
-        job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds)
-        return await self._serve(snapshot, key, job, query.freshness, bypass)
+        with snapshot.lease():
+            views = await self._named_views(snapshot, query, principal.rows) if principal.rows else ()
+            key = self._named_key(snapshot, bound, fmt, principal.scope)
+            job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds, views)
+            return await self._serve(snapshot, key, job, query.freshness, bypass)
+
+    async def _named_views(self, snapshot: Snapshot, query: NamedQuery, rows: RowPolicy) -> tuple[str, ...]:
+        try:
+            guarded = await self._check(snapshot, query.sql, rows)
+        except SqlRefused as refusal:
+            detail = f"row policy {rows.name!r} does not allow query {query.name!r}: {refusal.detail}"
+            raise Forbidden("policy_refuses_query", detail) from refusal
+        return rows.views(snapshot.database, guarded.tables)
 
     def _named_key(self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str) -> CacheKey:
         return CacheKey(snapshot.id, scope, bound.query.name, bound.text, fmt, bound.query.digest)
 
-    async def ad_hoc(self, sql: str, params: Mapping[str, object], fmt: Format, scope: str, *, bypass: bool) -> Result:
+    async def ad_hoc(
+        self, sql: str, params: Mapping[str, object], fmt: Format, principal: Principal, *, bypass: bool
+    ) -> Result:
         """A guarded SELECT's answer. Raises `SqlRefused`, `BadRequest` for parameters that do not match."""
         snapshot = self._store.current
         with snapshot.lease():  # the guard is awaited: the snapshot must not close meanwhile
-            guarded = await self._check(snapshot, sql)
+            guarded = await self._check(snapshot, sql, principal.rows)
             if set(params) != guarded.parameters:
                 wanted = ", ".join(sorted(guarded.parameters)) or "none"
                 raise BadRequest("bad_parameters", f"'params' must give exactly the SQL's parameters: {wanted}")
             values = orjson.dumps(dict(params), option=orjson.OPT_SORT_KEYS)
             digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
-            key = CacheKey(snapshot.id, scope, AD_HOC, digest, fmt, "")
-            job = Job(AD_HOC, guarded.sql, params, fmt)
+            key = CacheKey(snapshot.id, principal.scope, AD_HOC, digest, fmt, "")
+            views = principal.rows.views(snapshot.database, guarded.tables) if principal.rows else ()
+            job = Job(AD_HOC, guarded.sql, params, fmt, views=views)
             return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
 
     async def _serve(self, snapshot: Snapshot, key: CacheKey, job: Job, freshness: Freshness, bypass: bool) -> Result:
@@ -117,16 +133,25 @@ class QueryService:
             served = await self._cache.fetch(key, freshness, compute, bypass=bypass)
         return Result(served, snapshot.id, job.query, job.fmt, freshness)
 
-    async def _check(self, snapshot: Snapshot, sql: str) -> GuardedSql:
-        memo = (snapshot.id, sql)
+    def relations(self, principal: Principal) -> list[dict[str, object]]:
+        """What a principal may read: name, columns, kind, and rows unless a policy hides some of them."""
+        snapshot, rows = self._store.current, principal.rows
+        listed: list[dict[str, object]] = []
+        for name, relation in snapshot.manifest.relations.items():
+            if rows is None or name in rows.visible((name,)):
+                hidden = {"rows": None} if rows is not None and rows.restricts(name) else {}
+                listed.append({"name": name, **relation, **hidden})
+        return listed
+
+    async def _check(self, snapshot: Snapshot, sql: str, rows: RowPolicy | None) -> GuardedSql:
+        visible = None if rows is None else rows.visible(snapshot.relations)
+        memo = (snapshot.id, visible, sql)
         guarded = self._guarded.get(memo)
         if guarded is None:
-            if self._guard is None or self._guard[0] != snapshot.id:
-                self._guard = (snapshot.id, SqlGuard(snapshot.relations))
-                self._guarded.clear()
+            guard = self._guard(snapshot, visible)
             loop = asyncio.get_running_loop()
             try:
-                guarded = await loop.run_in_executor(self._parser_thread, self._guard[1].check, sql)
+                guarded = await loop.run_in_executor(self._parser_thread, guard.check, sql)
             except SqlRefused as refusal:
                 self._metrics.guard_refusals.labels(refusal.code).inc()
                 raise
@@ -135,6 +160,16 @@ class QueryService:
                 if len(self._guarded) > _REMEMBERED_SQL:
                     self._guarded.popitem(last=False)
         return guarded
+
+    def _guard(self, snapshot: Snapshot, visible: frozenset[str] | None) -> SqlGuard:
+        """The guard over a snapshot's relations, or over those a row policy shows."""
+        guard = self._guards.get((snapshot.id, visible))
+        if guard is None:
+            relations = snapshot.relations if visible is None else visible
+            guard = self._guards[snapshot.id, visible] = SqlGuard(relations, qualified=visible is None)
+            if len(self._guards) > _MOST_GUARDS:
+                self._guards.popitem(last=False)
+        return guard
 
     def close(self) -> None:
         """Let the parser thread go."""

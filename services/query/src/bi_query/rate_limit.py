@@ -45,6 +45,11 @@ def bucket_key(item: RateLimitItem, route: str, client: str) -> str:
     return item.key_for(route, client)
 
 
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> list[RateLimitItem]:
+    return parse_many(text)
+
+
 @dataclass
 class _Window:
     count: int
@@ -162,10 +167,13 @@ class ClientLimiter(Limiter):
         assert isinstance(self._storage, WindowStorage)  # noqa: S101 - storage_uri above chose it
         return self._storage
 
-    def spend(self, route: str, client: str) -> Quota:
-        """Take one request off `client`'s quota on `route` (a template). Raises `RateLimited` when there is none left."""
+    def spend(self, route: str, client: str, own_limit: str | None = None) -> Quota:
+        """Take one request off `client`'s quota on `route` (a template). Raises `RateLimited` when there is none left.
+
+        `own_limit` (`count/period`) stands in for the service's limits.
+        """
         tightest: Quota | None = None
-        for item in self._routes.get(route, self._default):
+        for item in self._routes.get(route, self._default) if own_limit is None else _parsed(own_limit):
             key = bucket_key(item, route, client)
             # What the limiter's fixed-window strategy does in hit(), with the key made once.
             count = self.windows.incr(key, item.get_expiry())

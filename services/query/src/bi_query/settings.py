@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     rate_limit: str = "100/minute"
     rate_limit_routes: dict[str, str] = Field(default_factory=dict)
 
+    keys_file: Path | None = None
+    audit_log: Path | None = None
+    audit_max_bytes: int = Field(64 * MIB, ge=1024)
+    audit_files_kept: int = Field(10, ge=1, le=1000)
+
     fault_injection: bool = False
 
     @field_validator("trusted_proxies", mode="before")

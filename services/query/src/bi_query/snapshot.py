@@ -55,6 +55,8 @@ class Snapshot:
             try:
                 row = self._connection.execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0]
                 self.manifest = Manifest.from_json(row[0])
+                self.database = str(self._connection.execute("SELECT current_database()").fetchall()[0][0])
+                """What a name qualified by its database begins with."""
                 if self.manifest.snapshot_id != self.id:
                     raise ValueError(f"it holds snapshot {self.manifest.snapshot_id}")
             except BaseException:
@@ -89,6 +91,10 @@ class Snapshot:
             return self._idle_cursors.pop()
         except IndexError:
             return self._connection.cursor()
+
+    def new_cursor(self) -> duckdb.DuckDBPyConnection:
+        """A cursor with nothing of its own yet, to be closed after use (any thread)."""
+        return self._connection.cursor()
 
     def give_back(self, cursor: duckdb.DuckDBPyConnection) -> None:
         """Return a cursor whose query ended by itself. An interrupted one must be closed instead."""
@@ -160,6 +166,8 @@ class SnapshotStore:
         self._leaving: dict[str, tuple[Snapshot, asyncio.TimerHandle]] = {}
         self._broken: Snapshot | None = None
         self._failed: object = None
+        self.publish_status: dict[str, Any] = {}
+        """How the last publish went, as the publisher left it; empty when none ever ran here."""
         self._retry_at = self._retry_seconds = 0.0
         self.failure = ""
         """Why the last attempt to load failed; empty when it did not."""
@@ -285,7 +293,7 @@ class SnapshotStore:
 
     def _read_status(self) -> None:
         try:
-            status = orjson.loads((self._folder / STATUS).read_bytes())
+            status = self.publish_status = orjson.loads((self._folder / STATUS).read_bytes())
             self._metrics.publish_last_success.set(1 if status["ok"] else 0)
             self._metrics.publish_last_attempt.set(status["attempted_at"])
             self._metrics.publish_last_success_at.set(status["succeeded_at"])

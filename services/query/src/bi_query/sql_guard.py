@@ -74,10 +74,14 @@ class GuardedSql:
 
 
 class SqlGuard:
-    """Checks SQL against the relations (tables and views of schema main) of one snapshot. Thread safe."""
+    """Checks SQL against the relations (tables and views of schema main) of one snapshot. Thread safe.
 
-    def __init__(self, relations: Collection[str], *, max_sql_chars: int = 100_000) -> None:
+    `qualified` allows `main.` in front of them: not where views shadow them (row policies).
+    """
+
+    def __init__(self, relations: Collection[str], *, qualified: bool = True, max_sql_chars: int = 100_000) -> None:
         self._relations = {fold(name): name for name in relations}
+        self._qualified = qualified
         self._max_sql_chars = max_sql_chars
         self._parser = duckdb.connect(":memory:", config=dict(_PARSER_CONFIG))
         self._parser.execute("set lock_configuration = true")
@@ -92,7 +96,7 @@ class SqlGuard:
         try:
             data = data[: _significant_end(data)]
             tree_json, statement = self._parse(data.decode())
-            walk = Walk(self._relations)
+            walk = Walk(self._relations, qualified=self._qualified)
             walk.run(statement)
         except TreeError as refusal:
             raise SqlRefused(refusal.code, refusal.detail, position=_characters(data, refusal.offset)) from None

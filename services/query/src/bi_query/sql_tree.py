@@ -71,11 +71,12 @@ def fold(name: str) -> str:
 class Walk:
     """One pass over a statement's tree; afterwards `tables` and `parameters` hold what it reads.
 
-    `relations` maps folded names to names as the snapshot spells them.
+    `relations` maps folded names to names as the snapshot spells them; `qualified` allows `main.` in front of them.
     """
 
-    def __init__(self, relations: Mapping[str, str]) -> None:
+    def __init__(self, relations: Mapping[str, str], *, qualified: bool) -> None:
         self._relations = relations
+        self._qualified = qualified
         self._stack: list[tuple[Any, Scope, int | None]] = []
         self.tables: set[str] = set()
         self.parameters: set[str] = set()
@@ -150,7 +151,7 @@ class Walk:
             return
         if len(path) == 2 and path[0] == "recurring" and name in scope:
             return
-        if (len(path) == 1 or path[:-1] == ["main"]) and name in self._relations:
+        if (len(path) == 1 or (self._qualified and path[:-1] == ["main"])) and name in self._relations:
             self.tables.add(self._relations[name])
             return
         raise self._no_table(path, offset)

@@ -20,10 +20,9 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .auth import identify
+from .access import Principal
 from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, ProblemError, QueryCancelled
 from .metrics import UNMATCHED_ENDPOINT, Metrics
-from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +32,7 @@ MAX_HEADER_BYTES = 32_768
 _CLIENT_GONE_STATUS = 499
 _FLUSH_SECONDS = 0.1
 _FLUSH_LINES = 500
+_AUDITED = "/api/"
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
@@ -85,19 +85,22 @@ class RequestLog:
 
 
 class Telemetry:
-    """Wraps the application. `scope["state"]` carries what inner rooms add: `principal`, `endpoint` and `log` fields."""
+    """Wraps the application. `scope["state"]` carries `principal` and `endpoint` to inner rooms,
+    and back what they add to the request's line (`log`) and to the audit log's alone (`audit`)."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        settings: Settings,
+        identify: Callable[[Scope], Principal],
         metrics: Metrics,
         endpoint_of: Callable[[str], str],
+        audit: Callable[[Mapping[str, Any]], None] | None = None,
         write_line: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._app = app
-        self._settings = settings
+        self._identify = identify
+        self._audit = audit
         self._metrics = metrics
         self._endpoint_of = endpoint_of
         self._write_line = write_line or RequestLog()
@@ -110,9 +113,11 @@ class Telemetry:
         started = time.perf_counter()
         request_id = _request_id(scope)
         endpoint = self._endpoint_of(scope["path"])
-        principal = identify(scope, self._settings.trusted_proxies)
+        principal = self._identify(scope)
         fields: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(principal=principal, endpoint=endpoint, log=fields, request_id=request_id)
+        scope.setdefault("state", {}).update(
+            principal=principal, endpoint=endpoint, log=fields, audit={}, request_id=request_id
+        )
         sent: dict[str, int] = {"status": 0, "bytes": 0}
 
         async def send_counted(message: Message) -> None:
@@ -162,24 +167,30 @@ class Telemetry:
         if path in _QUIET:
             return
         state = scope["state"]
-        client = state["principal"].client
-        if endpoint != UNMATCHED_ENDPOINT:
-            self._metrics.users.saw(client)
-        self._write_line(
-            {
-                "time": _iso(time.time()),
-                "level": "info",
-                "message": "request",
-                "request_id": state["request_id"],
-                "client": client,
-                "method": method,
-                "endpoint": endpoint,
-                "status": status,
-                "seconds": round(seconds, 6),
-                "bytes": sent["bytes"],
-                **fields,
-            }
-        )
+        principal: Principal = state["principal"]
+        if endpoint != UNMATCHED_ENDPOINT and principal.role is not None:
+            self._metrics.users.saw(principal.client)
+        line = {
+            "time": _iso(time.time()),
+            "level": "info",
+            "message": "request",
+            "request_id": state["request_id"],
+            "client": principal.client,
+            "method": method,
+            "endpoint": endpoint,
+            "status": status,
+            "seconds": round(seconds, 6),
+            "bytes": sent["bytes"],
+            **fields,
+        }
+        self._write_line(line)
+        if self._audit is not None and endpoint.startswith(_AUDITED):
+            self._audit({**line, **state["audit"], **_identity(principal)})
+
+
+def _identity(principal: Principal) -> dict[str, str | None]:
+    policy = principal.rows.name if principal.rows is not None else None
+    return {"key": principal.name or None, "role": principal.role, "policy": policy}
 
 
 async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send) -> None:
