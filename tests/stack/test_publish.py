@@ -14,8 +14,10 @@ from tests.support.stack import MEASURED, Stack
 Seen = list[tuple[str, int]]  # (snapshot id, the version that the data itself names), in the order of the answers
 
 
-def watch(url: str, path: str, seen: Seen, stop: threading.Event, failures: list[str]) -> None:
-    with httpx.Client(base_url=url, timeout=10) as client:
+def watch(
+    key: dict[str, str], url: str, path: str, seen: Seen, stop: threading.Event, failures: list[str]
+) -> None:
+    with httpx.Client(base_url=url, headers=key, timeout=10) as client:
         while not stop.is_set():
             answer = client.get(path)
             if answer.status_code == 200:
@@ -35,7 +37,7 @@ def test_a_second_publish_reaches_every_replica_and_no_old_answer_follows(stack:
     for url in stack.replicas().values():  # each by itself, cached and computed
         for path in ("/api/v1/queries/shops", "/api/v1/queries/uncached"):
             seen[url + path] = []
-            arguments = (url, path, seen[url + path], stop, failures)
+            arguments = (stack.key, url, path, seen[url + path], stop, failures)
             threads.append(threading.Thread(target=watch, args=arguments, daemon=True))
     for thread in threads:
         thread.start()
