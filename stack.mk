@@ -1,8 +1,9 @@
 # The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
-.PHONY: engine images up down ps logs clean password keys load
+.PHONY: engine images up down deploy ps logs clean password keys load
 
-# The user's .env, then what `make images` found, which has the last word on images.
-STACK_ENV = $(if $(wildcard .env),--env-file .env) $(if $(wildcard .stack/images.env),--env-file .stack/images.env)
+# The user's .env (or BI_ENV_FILE), then what `make images` found, which has the last word on images.
+ENV_FILE = $(or $(BI_ENV_FILE),.env)
+STACK_ENV = $(if $(wildcard $(ENV_FILE)),--env-file $(ENV_FILE)) $(if $(wildcard .stack/images.env),--env-file .stack/images.env)
 COMPOSE = docker compose $(STACK_ENV)
 
 engine: ## Install and start a Docker engine with compose and buildx, where none answers (root, Debian or Ubuntu)
@@ -16,6 +17,9 @@ up: ## Bring the whole stack up and wait until all of it is healthy (make images
 
 down: ## Stop the stack; its data stays
 	@$(COMPOSE) down --remove-orphans
+
+deploy: ## Bring the new release up replica by replica, under traffic; goes back by itself when it never turns healthy
+	@python3 infra/deploy.py
 
 ps: ## What runs, how it is, on which port
 	@$(COMPOSE) ps -a --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}\t{{.Image}}'

@@ -38,7 +38,7 @@ from .receiver import Receiver
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
     "test_publish", "test_redis_lost", "test_replica_lost", "test_resolved", "test_down_and_up",
-    "test_prod",
+    "test_prod", "test_deploy",
 ]  # fmt: skip
 REPLICAS = 2
 SLOW, FAILING, FINE = 12, 12, 24
@@ -137,14 +137,13 @@ def _measure(stack: Stack) -> None:
 
 @pytest.fixture(scope="session")
 def production(engine: None, folder: Path, small_data: Small) -> Iterator[ProductionStack]:
-    """compose.prod.yaml with two replicas, healthy: the services that a deploy or a backup has to do with."""
+    """compose.prod.yaml with two replicas, healthy."""
     settings = {
         "BI_DATA_FOLDER": str(small_data.data),
         "BI_CATALOGUE_FOLDER": str(small_data.catalogue),
         "BI_RATE_LIMIT": "1000000/minute",
     }
-    services = ("secrets-init", "query", "edge", "prometheus", "alertmanager")
-    with running_stack(ProductionStack(folder, settings, scale={"query": REPLICAS}), *services) as running:
+    with running_stack(ProductionStack(folder, settings, scale={"query": REPLICAS})) as running:
         assert isinstance(running, ProductionStack)
         yield running
 

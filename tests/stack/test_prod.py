@@ -23,7 +23,7 @@ REFUSAL = "application/problem+json"
 
 @pytest.fixture(scope="module")
 def client(production: ProductionStack) -> Iterator[httpx.Client]:
-    with production.client(headers=production.key()) as client:
+    with production.client() as client:
         yield client
 
 
@@ -49,7 +49,7 @@ def test_plain_http_is_sent_to_our_own_name_over_tls(production: ProductionStack
 
 
 def test_http_2_is_spoken_and_http_3_is_offered(production: ProductionStack) -> None:
-    with production.client(http2=True, headers=production.key()) as client:
+    with production.client(http2=True) as client:
         answer = client.get("/api/v1/queries/shops")
     assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
     assert 'h3=":443"' in answer.headers["alt-svc"]

@@ -14,9 +14,7 @@ from tests.support.stack import MEASURED, Stack
 Seen = list[tuple[str, int]]  # (snapshot id, the version that the data itself names), in the order of the answers
 
 
-def watch(
-    key: dict[str, str], url: str, path: str, seen: Seen, stop: threading.Event, failures: list[str]
-) -> None:
+def watch(key: dict[str, str], url: str, path: str, seen: Seen, stop: threading.Event, failures: list[str]) -> None:
     with httpx.Client(base_url=url, headers=key, timeout=10) as client:
         while not stop.is_set():
             answer = client.get(path)

@@ -74,12 +74,12 @@ class Traffic:
 
 @contextlib.contextmanager
 def traffic(stack: Stack, ask: Ask = shops, *, users: int = 4, pause_seconds: float = 0.02) -> Iterator[Traffic]:
-    """Users who ask for the length of a block. A failure is a 5xx or no answer at all."""
-    seen, stop, url = Traffic(), threading.Event(), stack.url("QUERY")
+    """Users who ask for the length of a block, each with a client of its own. A failure is a 5xx or no answer at all."""
+    seen, stop = Traffic(), threading.Event()
 
     def user(first: int) -> None:
         number = first
-        with httpx.Client(base_url=url, headers=stack.key, timeout=30) as client:
+        with stack.client() as client:
             while not stop.is_set():
                 started = time.monotonic()
                 try:

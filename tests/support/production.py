@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import ssl
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
 
 from .service import free_port
-from .stack import ROOT, Stack, compose_image, docker, volume_files
+from .stack import ROOT, Stack, compose_image, docker
 
 DOMAIN = "bi.test"
 RELOAD = [
@@ -41,18 +43,32 @@ class ProductionStack(Stack):
             },
             scale=scale,
         )
+        self.env = folder / f"{self.project}.env"
 
     def client(self, *, http2: bool = False, headers: Mapping[str, str] | None = None) -> httpx.Client:
-        """A client that reaches the edge under its domain, trusts its authority and nothing else."""
+        """A client that reaches the edge under its domain, trusts its authority and nothing else; with the first key."""
         transport = _ToThisMachine(
             self.https_port, verify=ssl.create_default_context(cadata=self.root_certificate()), http2=http2
         )
-        return httpx.Client(base_url=f"https://{DOMAIN}", transport=transport, headers=dict(headers or {}), timeout=30)
+        return httpx.Client(
+            base_url=f"https://{DOMAIN}",
+            transport=transport,
+            headers=dict(self.key if headers is None else headers),
+            timeout=30,
+        )
 
-    def key(self) -> dict[str, str]:
-        """The header with the stack's first key."""
-        found = volume_files(self, "secrets").get("api-key", b"")
-        return {"X-API-Key": found.decode().strip()}
+    def program(self, *command: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of `infra` on this stack, as `make` would; its words and its exit code."""
+        settings = {"COMPOSE_PROJECT_NAME": self.project, "BI_ENV_FILE": str(self.env)} | environment
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     @contextlib.contextmanager
     def edge_with_files(self, certificates: Path) -> Iterator[tuple[int, str]]:

@@ -176,6 +176,10 @@ class Stack(DockerCompose):
         """GET as that administrator, through the edge or from the replica at `url`."""
         return httpx.get(f"{url or self.url('QUERY')}{path}", headers={**self.key, **headers}, timeout=30)
 
+    def client(self) -> httpx.Client:
+        """A client of the edge, with that administrator's key."""
+        return httpx.Client(base_url=self.url("QUERY"), headers=self.key, timeout=30)
+
     def explain(self) -> str:
         """Status of each service, and of those that are not well the last health check and log lines."""
         parts = []

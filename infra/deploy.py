@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""`make deploy`: the new release, replica by replica, under traffic; back to the old one by itself when it is no good.
+
+Each new replica must be healthy before an old one is asked to leave. The old ones are stopped (they drain: see
+BI_DRAIN_SECONDS) but kept until the last new one serves, so that going back is starting them again. Then come the other
+services whose image or settings changed. `--no-build` takes the images as they are. BI_DEPLOY_SECONDS (120): how long
+a new replica may take to become healthy.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import time
+from dataclasses import dataclass, field
+
+from stack_tools import (
+    SERVICE_LABEL,
+    STATE,
+    Failure,
+    Json,
+    Voice,
+    compose,
+    configuration,
+    containers,
+    docker,
+    run,
+    setting,
+)
+
+voice = Voice("deploy")
+# The edge asks its replicas every second (infra/caddy/production.caddy): so long until it has found a new one.
+EDGE_FINDS_SECONDS = 3.0
+POLL_SECONDS = 0.5
+RELOAD_EDGE = ("caddy", "reload", "--config", "/etc/caddy/production.caddy", "--adapter", "caddyfile",
+               "--address", "unix//tmp/caddy-admin.sock")  # fmt: skip
+CHECK_EDGE = ("caddy", "adapt", "--config", "/etc/caddy/production.caddy", "--adapter", "caddyfile")
+
+
+@dataclass
+class Release:
+    """The exchange of one set of replicas for another: what was there, what is new, and who was stopped already."""
+
+    project: str
+    image: str
+    old: list[Json]
+    new: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+
+    def create(self, wanted: int) -> None:
+        """The new containers beside the old, not yet started."""
+        before = {container["Id"] for container in containers(self.project, "query", every=True)}
+        compose("create", "--no-build", "--no-recreate", "--scale", f"query={len(before) + wanted}", "query")
+        after = containers(self.project, "query", every=True)
+        self.new = [container["Id"] for container in after if container["Id"] not in before]
+
+    def replace(self, seconds: float) -> None:
+        """One by one. Raises `Failure` when a new replica does not become healthy."""
+        leaving = [container["Id"] for container in self.old]
+        for number, replica in enumerate(self.new, start=1):
+            started = time.monotonic()
+            docker("start", replica)
+            wait_healthy(replica, seconds)
+            voice.say(f"new replica {number} of {len(self.new)} is healthy after {time.monotonic() - started:.0f} s")
+            if leaving:
+                time.sleep(EDGE_FINDS_SECONDS)
+                self._stop(leaving.pop(0))
+        for container in leaving:
+            self._stop(container)
+
+    def _stop(self, container: str) -> None:
+        self.stopped.append(container)
+        started = time.monotonic()
+        docker("stop", container)
+        voice.say(
+            f"old replica {len(self.stopped)} of {len(self.old)} has drained in {time.monotonic() - started:.0f} s"
+        )
+
+    def finish(self) -> None:
+        """Forget the old ones."""
+        if self.old:
+            docker("rm", *(container["Id"] for container in self.old))
+
+    def roll_back(self) -> None:
+        """The old replicas, all of them; none of the new."""
+        for container in self.stopped:
+            docker("start", container)
+        for container in self.stopped:
+            wait_healthy(container, 120)
+        if self.stopped:
+            time.sleep(EDGE_FINDS_SECONDS)
+        running = [c["Id"] for c in containers(self.project, "query") if c["Id"] in self.new]
+        if running:
+            docker("stop", *running)
+        if self.new:
+            docker("rm", "-f", *self.new)
+        if self.old and self.old[0]["Config"]["Image"] == self.image:
+            # The name must mean the release that serves, or the next start would take the bad one again.
+            docker("tag", self.old[0]["Image"], self.image)
+
+
+def wait_healthy(container: str, seconds: float) -> None:
+    """Until docker calls it healthy. Raises `Failure`, with its last log lines, when it ends, or time does."""
+    deadline = time.monotonic() + seconds
+    while True:
+        state, restarts = docker(
+            "inspect", "--format", "{{.State.Status}}/{{if .State.Health}}{{.State.Health.Status}}{{end}} {{.RestartCount}}",
+            container,
+        ).split()  # fmt: skip
+        if state == "running/healthy":
+            return
+        if restarts != "0" or state.startswith(("exited", "dead", "restarting")):
+            reason = "it ended by itself"
+        elif time.monotonic() > deadline:
+            reason = f"it was not healthy within {seconds:g} s ({state})"
+        else:
+            time.sleep(POLL_SECONDS)
+            continue
+        log = run("sh", "-c", f"docker logs --tail 12 {container} 2>&1", check=False)
+        raise Failure(f"{reason}; its last words:\n" + "\n".join(f"  | {line[:300]}" for line in log.splitlines()))
+
+
+def main(arguments: list[str]) -> int:
+    """Deploy; the exit code is 0 when the new release serves, 1 when the old one still does."""
+    STATE.mkdir(exist_ok=True)
+    resolved = configuration()
+    project = str(resolved["name"])
+    with (STATE / f"deploy-{project}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Failure(f"another deploy of {project} is under way") from None
+        return deploy(project, resolved["services"], build="--no-build" not in arguments)
+
+
+def deploy(project: str, services: dict[str, Json], *, build: bool) -> int:
+    """Images, one-shots, replicas, the rest; in this order, because each needs the one before.
+
+    Never by one `compose up` of everything: compose recreates whatever depends on what it recreated, all replicas and the
+    edge at once among it. And never with `--no-deps`, under which it notes another fingerprint of a service's settings
+    and takes them for changed at the next start.
+    """
+    old, query = containers(project, "query"), services["query"]
+    if build:
+        get_images(query)
+    if not old:
+        voice.say("nothing runs yet: a plain start")
+        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", setting("BI_UP_SECONDS", "300"), timeout=3600)
+        return 0
+    check_edge(project)
+    one_shots = [name for name, service in services.items() if service.get("restart") == "no"]
+    for name in sorted(one_shots, key=lambda name: len(services[name].get("depends_on") or {})):
+        run_one_shot(project, name)
+
+    release = Release(project, str(query["image"]), old)
+    wanted = int(query.get("deploy", {}).get("replicas", 1))
+    voice.say(f"{len(old)} replica(s) of {old[0]['Image'][7:19]} -> {wanted} of {query['image']}")
+    try:
+        release.create(wanted)
+        release.replace(float(setting("BI_DEPLOY_SECONDS", "120")))
+    except BaseException as error:
+        voice.say("GOING BACK to the release that served before" + (f": {error}" if str(error) else ""))
+        release.roll_back()
+        if not isinstance(error, Failure):
+            raise
+        voice.fail(
+            "not deployed; the old release serves on, nobody was refused. See the lines above for the reason, mend it, and"
+            " deploy again. If you named a new BI_QUERY_IMAGE in .env, put the former one back until then."
+        )
+    release.finish()
+    others = [name for name in services if name not in {"query", *one_shots}]
+    behind = [name for name in others if "query" in (services[name].get("depends_on") or {})]
+    update(project, [name for name in others if name not in behind], behind)
+    voice.say("done: every service is healthy")
+    return 0
+
+
+def get_images(query: Json) -> None:
+    """Pulled when the service's image is in a registry, built here when it is not."""
+    if query.get("pull_policy") not in ("never", None):
+        voice.say(f"pulling {query['image']}")
+        compose("pull", "--quiet", "query")
+        return
+    voice.say("building the service's image")
+    run("infra/images.sh", *(["--own"] if (STATE / "images.env").exists() else []), timeout=3600)
+
+
+def check_edge(project: str) -> None:
+    """That the running edge can read its files as they are now, before anything is changed."""
+    for edge in production_edges(project):
+        docker("exec", edge["Id"], *CHECK_EDGE)
+
+
+def production_edges(project: str) -> list[Json]:
+    """The edge, when it is production's, which can be told to read its files anew."""
+    return [edge for edge in containers(project, "edge") if "/etc/caddy/production.caddy" in edge["Config"]["Cmd"]]
+
+
+def run_one_shot(project: str, name: str) -> None:
+    """Run it with the new release, as the container that `compose up` would look for. Raises `Failure` when it fails."""
+    voice.say(f"running {name} with the new release")
+    compose("up", "-d", "--no-build", name, timeout=3600)
+    (container,) = containers(project, name, every=True)
+    if docker("wait", container["Id"], timeout=3600).strip() != "0":
+        log = run("sh", "-c", f"docker logs --tail 12 {container['Id']} 2>&1", check=False)
+        raise Failure(f"{name} failed, nothing was replaced; its last words:\n{log}")
+
+
+def update(project: str, *groups: list[str]) -> None:
+    """Replace those of the other services whose image or settings changed; all must be healthy in the end."""
+    before = {container["Id"] for container in containers(project)}
+    edges = {edge["Id"] for edge in production_edges(project)}
+    seconds = setting("BI_UP_SECONDS", "300")
+    for services in filter(None, groups):
+        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", seconds, *services, timeout=900)
+    after = containers(project)
+    replaced = sorted({str(c["Config"]["Labels"][SERVICE_LABEL]) for c in after if c["Id"] not in before})
+    voice.say(f"replaced besides: {', '.join(replaced)}" if replaced else "nothing else had changed")
+    for edge in edges & {container["Id"] for container in after}:
+        docker("exec", edge, *RELOAD_EDGE)
+        voice.say("the edge has read its files (nothing happens when they are the same)")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failure as failure:
+        voice.fail(str(failure))

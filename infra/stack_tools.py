@@ -1,0 +1,100 @@
+"""Shared by the programs beside it (deploy, backup, doctor): compose and docker as the scripts call them, and words.
+
+The standard library alone, Python 3.11 or newer: these run on a server that has nothing of this project installed.
+`BI_ENV_FILE` names another file than `.env`, for a second stack of one checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE = ROOT / ".stack"
+IMAGES_ENV = STATE / "images.env"
+PROJECT_LABEL = "com.docker.compose.project"
+SERVICE_LABEL = "com.docker.compose.service"
+ONE_OFF_LABEL = "com.docker.compose.oneoff"
+
+Json = dict[str, Any]
+
+
+class Failure(Exception):
+    """What a person should read before the program ends with 1."""
+
+
+class Voice:
+    """Lines with the program's name in front."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+
+    def say(self, text: str) -> None:
+        """To whoever watches."""
+        print(f"{self._program}: {text}", flush=True)
+
+    def fail(self, text: str) -> NoReturn:
+        """Last words, and exit code 1."""
+        print(f"{self._program}: {text}", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+
+
+def env_file() -> Path:
+    """The user's settings file."""
+    return ROOT / os.environ.get("BI_ENV_FILE", ".env")
+
+
+def run(*command: str, timeout: float = 600, check: bool = True, stdin: Any = None) -> str:
+    """A command's standard output. Raises `Failure` with the command's own last words."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT, stdin=stdin
+        )
+    except FileNotFoundError as error:
+        raise Failure(f"{command[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise Failure(f"{' '.join(command[:4])} … took longer than {timeout:g} s") from error
+    if check and done.returncode != 0:
+        words = (done.stderr.strip() or done.stdout.strip())[-1500:]
+        raise Failure(f"{' '.join(command)[:200]} failed:\n{words}")
+    return done.stdout
+
+
+def docker(*arguments: str, timeout: float = 600, check: bool = True) -> str:
+    """The docker client."""
+    return run("docker", *arguments, timeout=timeout, check=check)
+
+
+def compose(*arguments: str, timeout: float = 600, check: bool = True) -> str:
+    """Compose with the user's settings, then what `make images` found, which has the last word on images."""
+    files = [flag for file in (env_file(), IMAGES_ENV) if file.is_file() for flag in ("--env-file", str(file))]
+    return run("docker", "compose", *files, *arguments, timeout=timeout, check=check)
+
+
+def configuration() -> Json:
+    """The compose files as compose resolves them. Raises `Failure` with compose's words when they do not fit."""
+    resolved: Json = json.loads(compose("config", "--format", "json"))
+    return resolved
+
+
+def containers(project: str, service: str = "", *, every: bool = False) -> list[Json]:
+    """What the engine knows of a project's containers, oldest first; those that run, or `every` one."""
+    labels = [f"{PROJECT_LABEL}={project}", f"{ONE_OFF_LABEL}=False"]
+    labels += [f"{SERVICE_LABEL}={service}"] if service else []
+    flags = [flag for label in labels for flag in ("--filter", f"label={label}")]
+    ids = docker("ps", "-q", "--no-trunc", *(["-a"] if every else []), *flags).split()
+    found: list[Json] = json.loads(docker("inspect", *ids)) if ids else []
+    return sorted(found, key=lambda container: str(container["Created"]))
+
+
+def setting(name: str, default: str = "") -> str:
+    """A setting as compose would see it: the environment, else the user's file, else the default."""
+    value = os.environ.get(name, "")
+    if not value and env_file().is_file():
+        lines = [line.partition("=") for line in env_file().read_text(encoding="utf-8").splitlines()]
+        value = next((text.strip() for key, _, text in reversed(lines) if key.strip() == name), "")
+    return value or default

@@ -1,0 +1,95 @@
+"""`make deploy`: another release under traffic, and one that is no good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.production import ProductionStack
+from tests.support.service import wait_until
+from tests.support.stack import MEASURED, docker
+
+from .traffic import traffic
+
+USERS = 6
+DEPLOY = ("python3", "infra/deploy.py", "--no-build")
+# Serves nothing, says nothing, and does not end: what a release is like that waits for something that never comes.
+HANGS = r"""printf '#!/bin/sh\n[ "$1" = publish ] && exit 0\nexec sleep 600\n' > /opt/bi/bin/bi-query"""
+ENDS = HANGS.replace("exec sleep 600", "echo no such setting; exit 3")
+
+
+@pytest.fixture(scope="module")
+def release(production: ProductionStack) -> Iterator[str]:
+    """The name of an image to deploy; what is built under it goes at the end."""
+    name = f"bi-solution/{production.project}:2.0"
+    yield name
+    docker("image", "rm", "-f", name, check=False)
+
+
+def build(image: str, folder: Path, *, base: str, step: str = "true") -> str:
+    (folder / "Dockerfile").write_text(
+        f"FROM {base}\nUSER 0:0\nRUN {step}\nUSER 10001:10001\nLABEL test.release={image}\n"
+    )
+    docker("build", "-q", "-t", image, str(folder), timeout=120)
+    return docker("image", "inspect", "--format", "{{.Id}}", image).strip()
+
+
+def ask(client: httpx.Client, number: int) -> httpx.Response:
+    """Hits, misses, and POST, which nobody may send twice."""
+    if number % 3 == 0:
+        return client.post("/api/v1/query", json={"sql": f"select count(*) as n, {number % 500} as k from sales"})
+    if number % 3 == 1:
+        return client.get("/api/v1/queries/uncached")
+    return client.get("/api/v1/queries/shops", params={"limit": number % 20 + 1})
+
+
+def images(production: ProductionStack) -> list[str]:
+    return [container["Image"] for container in production.inspect("query", running=True)]
+
+
+def test_a_new_release_replaces_the_old_one_and_no_request_fails(
+    production: ProductionStack, release: str, tmp_path: Path
+) -> None:
+    (name,) = {container["Config"]["Image"] for container in production.inspect("query", running=True)}
+    before = set(production.replicas())
+    others = {c["Id"] for c in production.inspect(running=True)} - before
+    new = build(release, tmp_path, base=name)
+    with traffic(production, ask, users=USERS) as users:
+        wait_until(lambda: users.answered > 200, what="traffic")
+        done = production.program(*DEPLOY, BI_QUERY_IMAGE=release)
+        after = users.answered
+        wait_until(lambda: users.answered > after + 200, 30, what="traffic on the new release")
+    assert done.returncode == 0, done.stdout + done.stderr
+    MEASURED["requests during a deploy of two replicas"] = (
+        f"{users.answered}, {len(users.failures)} of them failed; slowest {users.slowest:.2f} s"
+    )
+    assert users.failures == [] and set(users.statuses) == {200}
+    assert images(production) == [new, new]
+    assert not before & {c["Id"] for c in production.inspect("query")}, "an old replica was left behind"
+    assert others <= {c["Id"] for c in production.inspect(running=True)}, "a service was replaced that had not changed"
+
+
+@pytest.mark.parametrize(("step", "reason"), [(HANGS, "not healthy within 8 s"), (ENDS, "no such setting")])
+def test_a_release_that_never_turns_healthy_leaves_the_old_one_serving(
+    production: ProductionStack, release: str, tmp_path: Path, step: str, reason: str
+) -> None:
+    serving = production.inspect("query", running=True)
+    name = serving[0]["Config"]["Image"]
+    (old,) = set(images(production))
+    # Under the name that serves, as a build of the service is: afterwards the name must mean the old one again.
+    build(name, tmp_path, base=name, step=step)
+    try:
+        with traffic(production, ask, users=USERS) as users:
+            done = production.program(*DEPLOY, BI_QUERY_IMAGE=name, BI_DEPLOY_SECONDS="8")
+            after = users.answered
+            wait_until(lambda: users.answered > after + 50, 30, what="traffic")
+        assert done.returncode == 1
+        assert reason in done.stdout and "the old release serves on" in done.stderr
+        assert users.failures == [] and set(users.statuses) == {200}
+        assert {c["Id"] for c in production.inspect("query")} == {c["Id"] for c in serving}
+        assert docker("image", "inspect", "--format", "{{.Id}}", name).strip() == old
+    finally:
+        docker("tag", old, name)
