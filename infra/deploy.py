@@ -89,14 +89,20 @@ class Release:
             wait_healthy(container, 120)
         if self.stopped:
             time.sleep(EDGE_FINDS_SECONDS)
-        running = [c["Id"] for c in containers(self.project, "query") if c["Id"] in self.new]
-        if running:
-            docker("stop", *running)
+        # Those that serve drain; one that never did would only be waited for.
+        serving = [c["Id"] for c in containers(self.project, "query") if c["Id"] in self.new and is_healthy(c)]
+        if serving:
+            docker("stop", *serving)
         if self.new:
             docker("rm", "-f", *self.new)
         if self.old and self.old[0]["Config"]["Image"] == self.image:
             # The name must mean the release that serves, or the next start would take the bad one again.
             docker("tag", self.old[0]["Image"], self.image)
+
+
+def is_healthy(container: Json) -> bool:
+    """As docker's own check of it says."""
+    return bool(container["State"].get("Health", {}).get("Status") == "healthy")
 
 
 def wait_healthy(container: str, seconds: float) -> None:
