@@ -1,5 +1,5 @@
 # The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
-.PHONY: engine images up down deploy ps logs clean password keys load
+.PHONY: snapshots rollback engine images up down deploy ps logs clean password keys load
 
 # The user's .env (or BI_ENV_FILE), then what `make images` found, which has the last word on images.
 ENV_FILE = $(or $(BI_ENV_FILE),.env)
@@ -29,6 +29,12 @@ logs: ## Follow the logs; of one service: make logs SERVICE=query
 
 keys: ## API keys: make keys ARGS="add ana --role analyst" (or list, revoke, rotate)
 	@$(COMPOSE) --profile tools run --rm --quiet-pull keys $(or $(ARGS),list)
+
+snapshots: ## List the snapshots that are kept: when published, how large, which is current
+	@$(COMPOSE) run --rm --no-deps -T publish snapshots
+
+rollback: ## Serve the snapshot before the current one, or a named one: make rollback ID=0123456789abcdef
+	@$(COMPOSE) run --rm --no-deps -T publish rollback $(ID)
 
 SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 from bi_query.catalogue import load_catalogue
 from bi_query.catalogue_dir import demo_catalogue_dir
-from bi_query.publish import publish
+from bi_query.publish import How, publish
 from bi_query.settings import load_settings
 from bi_query.sources import demo_data_dir
 
@@ -62,7 +62,7 @@ def demo_snapshots() -> Path:
     """The demo, published once and kept between runs (its fingerprint says when it must be made anew)."""
     folder = ROOT / ".bi" / "test-snapshots"
     settings = load_settings(snapshot_dir=folder)
-    publish(settings, demo_data_dir(), load_catalogue(demo_catalogue_dir()), progress=False)
+    publish(settings, demo_data_dir(), load_catalogue(demo_catalogue_dir()), How(progress=False, is_demo=True))
     return folder
 
 

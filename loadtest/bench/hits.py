@@ -23,7 +23,7 @@ from pathlib import Path
 
 import duckdb
 from bi_query.catalogue import load_catalogue
-from bi_query.catalogue_dir import catalogue_dir
+from bi_query.inputs import inputs
 from bi_query.settings import load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
 
@@ -79,7 +79,7 @@ def main() -> int:
     if pointer is None:
         print("bench: nothing is published; run `make publish` first", file=sys.stderr)
         return 1
-    query = load_catalogue(catalogue_dir(settings)).queries[MISS_QUERY]
+    query = load_catalogue(inputs(settings).catalogue_dir).queries[MISS_QUERY]
     values: dict[str, object] = {name: parameter.default for name, parameter in query.parameters.items()}
     snapshot = snapshot_path(settings.snapshot_dir, pointer.snapshot_id)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("hit", "fastapi", "asgi", "miss", "duckdb")}

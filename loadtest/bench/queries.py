@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 
 from bi_query.catalogue import NamedQuery, load_catalogue
-from bi_query.catalogue_dir import catalogue_dir
 from bi_query.engine import Engine, Job
+from bi_query.inputs import inputs
 from bi_query.metrics import Metrics
 from bi_query.parameters import Value
 from bi_query.settings import load_settings
@@ -30,7 +30,7 @@ SECONDS_PER_QUERY = 2.0
 async def main(seconds_per_query: float) -> None:
     """Measure and print a table."""
     settings, metrics = load_settings(), Metrics()
-    catalogue = load_catalogue(catalogue_dir(settings))
+    catalogue = load_catalogue(inputs(settings).catalogue_dir)
     store, engine = SnapshotStore(settings, metrics), Engine(settings, metrics)
     await store.refresh()
     print("| query | runs | default ms | median ms | p95 ms |\n| --- | --- | --- | --- | --- |")

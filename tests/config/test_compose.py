@@ -28,7 +28,7 @@ PRODUCTION_DEFAULTS = {"BI_QUERY_REPLICAS": "2", "BI_DRAIN_SECONDS": "5"}
 
 # Settings of the service that the stack decides: where things are inside the container.
 FIXED = {
-    "BI_AUDIT_LOG", "BI_CATALOGUE_DIR", "BI_DATA_DIR", "BI_HOST", "BI_KEYS_FILE", "BI_PORT",
+    "BI_AUDIT_LOG", "BI_CATALOGUE_DIR", "BI_DATA_DIR", "BI_DEMO_WHEN_EMPTY", "BI_HOST", "BI_KEYS_FILE", "BI_PORT",
     "BI_REDIS_PASSWORD_FILE", "BI_REDIS_URL", "BI_SNAPSHOT_DIR",
     "BI_SPILL_DIR",
 }  # fmt: skip
@@ -126,6 +126,16 @@ def test_the_service_has_no_way_out(compose: dict[str, Any]) -> None:
     for name in compose["services"]["query"]["networks"]:
         network = compose["networks"][name]
         assert network.get("internal") or network["driver_opts"][masquerade] == "false", f"{name} leads out"
+
+
+def test_who_answers_questions_reads_no_data_folder_and_who_reads_it_has_no_network(compose: dict[str, Any]) -> None:
+    readers = {
+        name
+        for name, service in compose["services"].items()
+        if "/data" in {v["target"] for v in service.get("volumes", [])}
+    }
+    assert readers == {"publish", "publisher"}
+    assert {compose["services"][name]["network_mode"] for name in readers} == {"none"}
 
 
 def test_alertmanager_gets_its_default_route_from_the_network_that_leads_out(compose: dict[str, Any]) -> None:

@@ -111,6 +111,8 @@ def stack(engine: None, folder: Path, small_data: Small, receiver: Receiver) -> 
         "BI_RATE_LIMIT_ROUTES": json.dumps({"/api/v1/tables": "30/minute"}),
         "BI_MAX_RESULT_ROWS": "500",
         "BI_QUERY_TIMEOUT_SECONDS": "2",
+        "BI_PUBLISH_INTERVAL_SECONDS": "1",
+        "BI_PUBLISH_SETTLE_SECONDS": "2",
         "BI_ALERT_RECEIVER": "webhook",
         "BI_ALERT_SECRETS_FOLDER": str(secrets),
         "BI_ALERT_WEBHOOK_URL_FILE": "/run/alert-secrets/webhook-url",

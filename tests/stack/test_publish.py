@@ -1,4 +1,4 @@
-"""New data reaches every replica while it answers, and no old answer follows a new one."""
+"""New data reaches every replica while it answers, no old answer follows a new one, and one command goes back."""
 
 from __future__ import annotations
 
@@ -84,3 +84,38 @@ def test_a_publish_that_fails_leaves_the_old_data_serving(stack: Stack, small_da
     finally:
         broken.unlink()
     assert stack.compose("run", "--rm", "-T", "publish", timeout=120).returncode == 0
+
+
+def versions(stack: Stack) -> list[int]:
+    """The version of the data that each replica answers from."""
+    answers = [
+        httpx.get(f"{url}/api/v1/queries/uncached", headers=stack.key).json() for url in stack.replicas().values()
+    ]
+    return [answer["rows"][0][0] for answer in answers]
+
+
+def test_files_that_arrive_are_published_without_anybody_asking(stack: Stack, small_data: Small) -> None:
+    small_data.write_data(3)
+    started = time.monotonic()
+    wait_until(lambda: versions(stack) == [3, 3], 40, what="the publisher to publish")
+    MEASURED["from a file's arrival to served by every replica"] = f"{time.monotonic() - started:.1f} s"
+
+
+def test_one_command_goes_back_on_every_replica_and_neither_publisher_nor_start_undo_it(
+    stack: Stack, small_data: Small
+) -> None:
+    stack.compose("run", "--rm", "-T", "--no-deps", "publish", "rollback", timeout=60)
+    started = time.monotonic()
+    wait_until(lambda: versions(stack) == [2, 2], 20, what="both replicas to go back")
+    MEASURED["from rollback to served by every replica"] = f"{time.monotonic() - started:.1f} s"
+    stack.compose("restart", "publisher", timeout=60)
+    stack.compose("up", "-d", "--no-deps", "publish", timeout=60)
+
+    def both_left_it_alone() -> bool:
+        return stack.compose("logs", "--no-color", "publisher", "publish").stdout.count("rolled back to snapshot") >= 2
+
+    wait_until(both_left_it_alone, 60, what="publisher and one-shot to have left the rollback alone")
+    assert versions(stack) == [2, 2]
+    small_data.write_data(2)
+    wait_until(lambda: stack.compose("run", "--rm", "-T", "--no-deps", "publish", timeout=60).returncode == 0, 60)
+    assert versions(stack) == [2, 2]

@@ -11,7 +11,17 @@ from tests.support.stack import SERVICE_LABEL, Prometheus, Stack, has_grafana
 
 from .receiver import Receiver
 
-SERVICES = {"query", "edge", "redis", "redis-exporter", "prometheus", "alertmanager", "blackbox", "node-exporter"}
+SERVICES = {
+    "query",
+    "publisher",
+    "edge",
+    "redis",
+    "redis-exporter",
+    "prometheus",
+    "alertmanager",
+    "blackbox",
+    "node-exporter",
+}
 JOBS = {"query", "prometheus", "alertmanager", "redis", "node", "blackbox", "probe-service", "probe-replicas"}
 
 

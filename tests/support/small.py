@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 from bi_query.catalogue import Catalogue, load_catalogue
-from bi_query.publish import Published, publish
+from bi_query.publish import How, Published, publish
 from bi_query.settings import Settings, load_settings
 
 FRESHNESS = """
@@ -104,7 +104,7 @@ class Small:
         """Publish, writing the data anew first when a version is given."""
         if version is not None:
             self.write_data(version)
-        return publish(self.settings(**overrides), self.data, self.load(), progress=False)
+        return publish(self.settings(**overrides), self.data, self.load(), How(progress=False))
 
 
 def make_small(root: Path) -> Small:

@@ -16,7 +16,7 @@ import duckdb
 import pytest
 from bi_query import publish as publish_module
 from bi_query.errors import PublishError
-from bi_query.publish import Published
+from bi_query.publish import How, Published
 from bi_query.settings import load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
 from bi_query.sources import discover
@@ -481,7 +481,7 @@ def test_a_snapshot_folder_that_cannot_be_made_is_named(small: Small, tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(PublishError, match="file"):
         publish_module.publish(
-            load_settings(snapshot_dir=tmp_path / "file" / "x"), small.data, small.load(), progress=False
+            load_settings(snapshot_dir=tmp_path / "file" / "x"), small.data, small.load(), How(progress=False)
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from email.utils import formatdate
 
 from prometheus_client.exposition import choose_encoder
@@ -135,7 +135,7 @@ class Api:
         )
         document = {
             "serving": served,
-            "last_publish": store.publish_status or None,
+            "last_publish": asdict(store.publish_status) if store.publish_status else None,
             "load_failure": store.failure or None,
         }
         return json_answer(document, quota)

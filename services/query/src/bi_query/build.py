@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 
+from .budget import Budget
 from .catalogue import Model
 from .errors import PublishError
 from .front_matter import error_line
@@ -23,6 +24,7 @@ from .sources import Source, check_parquet, find_damaged
 
 _MAX_WORKERS = 4
 _INTERRUPT_AGAIN_SECONDS = 0.05
+_LOOK_AT_BUDGET_SECONDS = 0.2
 Cursor = duckdb.DuckDBPyConnection
 
 
@@ -33,28 +35,38 @@ class Plan:
     snapshot_id: str
     sources: Sequence[Source]
     models: Sequence[tuple[Model, frozenset[str]]]
+    is_demo: bool = False
 
 
 @dataclass(frozen=True)
 class _Step:
     name: str
+    origin: Path
     needs: frozenset[str]
     run: Callable[[Cursor], None]
 
 
-def build(
-    settings: Settings, path: Path, plan: Plan, unchanged: Callable[[], None], done: Callable[[str], object]
-) -> Manifest:
+@dataclass(frozen=True)
+class Observers:
+    """Who looks on: `unchanged` raises if a source was rewritten meanwhile; `done` hears of each finished relation."""
+
+    unchanged: Callable[[], None]
+    done: Callable[[str], object]
+    budget: Budget
+
+
+def build(settings: Settings, path: Path, plan: Plan, observers: Observers) -> Manifest:
     """Write the snapshot beside `path` and rename it there when it is complete, checked and durable.
 
-    `unchanged` raises if a source was rewritten meanwhile; `done` hears of each finished relation. Raises `PublishError`,
-    `OSError` or `duckdb.Error`; then nothing is left behind.
+    Raises `PublishError`, `OSError` or `duckdb.Error`; then nothing is left behind.
     """
     building = path.with_name(f".{plan.snapshot_id}.building")
+    files = (building, building.with_name(building.name + ".wal"))
     spill = path.with_name(f".{plan.snapshot_id}.spill")
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{settings.effective_engine_memory_bytes}B",
         "temp_directory": str(spill),
+        "max_temp_directory_size": f"{settings.spill_max_bytes}B",
         "threads": settings.max_running_queries,
         # Models read tables and models only: whatever they use is in the fingerprint.
         "autoload_known_extensions": False,
@@ -63,13 +75,15 @@ def build(
     try:
         with duckdb.connect(str(building), config=config) as connection:
             connection.execute("SET GLOBAL TimeZone = 'UTC'")
-            workers = min(_MAX_WORKERS, settings.max_running_queries)
-            _run_all(connection, [_loading(source) for source in plan.sources], workers, done)
+            work = _Work(connection, min(_MAX_WORKERS, settings.max_running_queries), files, observers)
+            work.run([_loading(source) for source in plan.sources])
             connection.execute("SET GLOBAL enable_external_access = false")
-            _run_all(connection, [_modelling(model, needs) for model, needs in plan.models], workers, done)
-            unchanged()
+            connection.execute("SET GLOBAL lock_configuration = true")
+            work.run([_modelling(model, needs) for model, needs in plan.models])
+            observers.unchanged()
             _write_manifest(connection, plan)
             connection.execute("CHECKPOINT")
+        observers.budget.check(files, ())
         manifest = verify(building)
         building.chmod(0o444)
         with building.open("rb") as file:
@@ -78,7 +92,7 @@ def build(
         sync_folder(path.parent)
         return manifest
     finally:
-        for leftover in (building, building.with_name(building.name + ".wal")):
+        for leftover in files:
             leftover.unlink(missing_ok=True)
         shutil.rmtree(spill, ignore_errors=True)
 
@@ -92,50 +106,60 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _run_all(connection: Cursor, steps: Sequence[_Step], workers: int, done: Callable[[str], object]) -> None:
-    """Run the steps, several at once where they do not need each other. One row group keeps but one core busy."""
-    waiting, running = list(steps), dict[Future[None], str]()
-    active: set[Cursor] = set()
-    lock = threading.Lock()
+class _Work:
+    """Steps run on one database, several at once where they do not need each other: a row group keeps one core busy."""
 
-    def run(step: _Step) -> None:
-        with connection.cursor() as cursor:
-            with lock:
-                active.add(cursor)
+    def __init__(self, connection: Cursor, workers: int, files: Sequence[Path], observers: Observers) -> None:
+        self._connection = connection
+        self._workers = workers
+        self._files = files
+        self._observers = observers
+        self._active: set[Cursor] = set()
+        self._lock = threading.Lock()
+
+    def run(self, steps: Sequence[_Step]) -> None:
+        """Run all of them; what one raises stops the others."""
+        waiting, running = list(steps), dict[Future[None], _Step]()
+        finished = {need for step in steps for need in step.needs} - {step.name for step in steps}
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="publish") as pool:
+            try:
+                while waiting or running:
+                    for step in [step for step in waiting if step.needs <= finished]:
+                        waiting.remove(step)
+                        running[pool.submit(self._run, step)] = step
+                    ended = wait(running, timeout=_LOOK_AT_BUDGET_SECONDS, return_when=FIRST_COMPLETED).done
+                    self._observers.budget.check(self._files, [step.origin for step in running.values()])
+                    for future in ended:
+                        step = running.pop(future)
+                        future.result()
+                        finished.add(step.name)
+                        self._observers.done(step.name)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                while any(future.running() for future in running):  # an interrupt sent too early is lost: repeat
+                    with self._lock:
+                        for cursor in self._active:
+                            cursor.interrupt()
+                    wait(running, timeout=_INTERRUPT_AGAIN_SECONDS)
+                raise
+
+    def _run(self, step: _Step) -> None:
+        with self._connection.cursor() as cursor:
+            with self._lock:
+                self._active.add(cursor)
             try:
                 step.run(cursor)
             finally:
-                with lock:
-                    active.discard(cursor)
-
-    finished = {need for step in steps for need in step.needs} - {step.name for step in steps}
-    with ThreadPoolExecutor(workers, thread_name_prefix="publish") as pool:
-        try:
-            while waiting or running:
-                for step in [step for step in waiting if step.needs <= finished]:
-                    waiting.remove(step)
-                    running[pool.submit(run, step)] = step.name
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name = running.pop(future)
-                    future.result()
-                    finished.add(name)
-                    done(name)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            while any(future.running() for future in running):  # an interrupt sent too early is lost: repeat
-                with lock:
-                    for cursor in active:
-                        cursor.interrupt()
-                wait(running, timeout=_INTERRUPT_AGAIN_SECONDS)
-            raise
+                with self._lock:
+                    self._active.discard(cursor)
 
 
 def _loading(source: Source) -> _Step:
-    return _Step(source.table, frozenset(), lambda cursor: _load(cursor, source))
+    return _Step(source.table, source.root, frozenset(), lambda cursor: _load(cursor, source))
 
 
 def _modelling(model: Model, needs: frozenset[str]) -> _Step:
-    return _Step(model.name, needs, lambda cursor: _materialise(cursor, model))
+    return _Step(model.name, model.path, needs, lambda cursor: _materialise(cursor, model))
 
 
 def _load(cursor: Cursor, source: Source) -> None:
@@ -149,6 +173,8 @@ def _load(cursor: Cursor, source: Source) -> None:
         )
     except duckdb.InterruptException:
         raise
+    except duckdb.OutOfMemoryException as error:
+        raise PublishError(f"{source.root}: {cause(error)}") from error
     except duckdb.Error as error:
         named = [path for path in source.paths if str(path) in str(error)]
         culprit = named[0] if named else find_damaged(cursor, source) or source.root
@@ -188,7 +214,9 @@ def _write_manifest(connection: Cursor, plan: Plan) -> None:
             "columns": [{"name": column[0], "type": column[1]} for column in columns],
             "description": description,
         }
-    manifest = Manifest(plan.snapshot_id, time.time(), relations, sum(source.bytes for source in plan.sources))
+    manifest = Manifest(
+        plan.snapshot_id, time.time(), relations, sum(source.bytes for source in plan.sources), plan.is_demo
+    )
     schema = MANIFEST_TABLE.split(".")[0]
     connection.execute(f"CREATE SCHEMA {schema}")
     connection.execute(f"CREATE TABLE {MANIFEST_TABLE} (document VARCHAR)")

@@ -7,11 +7,14 @@ from pathlib import Path
 from .settings import Settings
 
 
-def catalogue_dir(settings: Settings) -> Path | None:
-    """The catalogue in use: the one set; else the demo's for the demo data; else none (your data, no named queries)."""
+def catalogue_dir(settings: Settings, is_demo: bool | None = None) -> Path | None:
+    """The catalogue in use: the one set; else the demo's for the demo data; else none (your data, no named queries).
+
+    `is_demo` says what the data are, where that is known better than by whether a data folder is set.
+    """
     if settings.catalogue_dir is not None:
         return settings.catalogue_dir
-    return None if settings.data_dir is not None else demo_catalogue_dir()
+    return demo_catalogue_dir() if (settings.data_dir is None if is_demo is None else is_demo) else None
 
 
 def demo_catalogue_dir() -> Path:

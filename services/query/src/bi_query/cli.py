@@ -1,4 +1,4 @@
-"""`bi-query publish | serve | check`: the command line."""
+"""`bi-query serve | check`, the publish side's commands, and their errors: the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from types import FrameType
 
 import uvicorn
 
-from . import __version__, keys_cli
+from . import __version__, cli_publish, keys_cli
 from .app import create_app
 from .catalogue import Catalogue, CatalogueError, load_catalogue
 from .catalogue_dir import catalogue_dir
@@ -25,10 +25,10 @@ from .check import check_queries
 from .departure import Departure
 from .errors import BiQueryError, ConfigurationError
 from .http_protocol import BoundedHttpProtocol
-from .publish import Published, publish
+from .inputs import inputs
+from .publish import How, publish
 from .settings import Settings, load_settings, unknown_settings
 from .snapshot_files import read_pointer
-from .sources import demo_data_dir
 from .telemetry import configure_logging
 
 _EXIT_FAILED = 1
@@ -58,11 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bi-query", description="Governed, cached SQL over HTTP on Parquet files.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    publishing = commands.add_parser(
-        "publish", help="Parquet -> models -> one immutable snapshot; then move the pointer"
-    )
-    publishing.add_argument("--quiet", action="store_true", help="no progress bars")
-    publishing.set_defaults(run=_publish)
+    cli_publish.add_commands(commands)
     serving = commands.add_parser("serve", help="answer queries over HTTP on the current snapshot")
     serving.set_defaults(run=_serve)
     checking = commands.add_parser("check", help="validate the catalogue; run each named query on the snapshot")
@@ -72,39 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _publish(settings: Settings, arguments: argparse.Namespace) -> int:
-    data_dir = settings.data_dir or demo_data_dir()
-    catalogue = load_catalogue(catalogue_dir(settings))
-    print(f"publishing {data_dir} ({len(catalogue.models)} models) into {settings.snapshot_dir}", flush=True)
-    result = publish(settings, data_dir, catalogue, progress=not arguments.quiet)
-    print(summary(result))
-    return 0
-
-
-def summary(result: Published) -> str:
-    """The outcome for people: a line a table, then totals."""
-    if not result.changed:
-        return f"nothing changed: snapshot {result.snapshot_id} is already published ({result.seconds:.1f} s)"
-    width = max(map(len, result.relations))
-    lines = [
-        f"  {name:<{width}}  {relation['rows']:>12,} rows  {len(relation['columns']):>3} columns  {relation['kind']}"  # type: ignore[arg-type]
-        for name, relation in result.relations.items()
-    ]
-    rows = sum(int(relation["rows"]) for relation in result.relations.values())  # type: ignore[call-overload]
-    total = f"{len(result.relations)} tables, {rows:,} rows, {result.file_bytes:,} bytes, {result.seconds:.1f} s"
-    return "\n".join([*lines, f"published snapshot {result.snapshot_id}: {total}"])
-
-
 def _check(settings: Settings, arguments: argparse.Namespace) -> int:
-    folder = catalogue_dir(settings)
-    catalogue = load_catalogue(folder)
+    given = inputs(settings)
+    catalogue = load_catalogue(given.catalogue_dir)
     if arguments.no_run:
         problems = []
     elif read_pointer(settings.snapshot_dir) is None:
         with tempfile.TemporaryDirectory() as scratch:
             scratch_settings = settings.model_copy(update={"snapshot_dir": Path(scratch)})
             print("no snapshot yet: publishing into a scratch folder to run the queries on", flush=True)
-            publish(scratch_settings, settings.data_dir or demo_data_dir(), catalogue, progress=False)
+            publish(scratch_settings, given.data_dir, catalogue, How(progress=False))
             problems = asyncio.run(check_queries(scratch_settings, catalogue))
     else:
         problems = asyncio.run(check_queries(settings, catalogue))
@@ -112,16 +85,18 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
         print(problem)
     if problems:
         return _EXIT_FAILED
-    print(f"{folder or 'no catalogue'}: {len(catalogue.models)} models and {len(catalogue.queries)} queries are fine")
+    place = given.catalogue_dir or "no catalogue"
+    print(f"{place}: {len(catalogue.models)} models and {len(catalogue.queries)} queries are fine")
     return 0
 
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     configure_logging(settings.log_level)
     _refuse_open_door(settings)
-    catalogue = load_catalogue(catalogue_dir(settings))
-    if read_pointer(settings.snapshot_dir) is None:
+    pointer = read_pointer(settings.snapshot_dir)
+    if pointer is None:
         raise BiQueryError(f"nothing is published in {settings.snapshot_dir} yet; run `bi-query publish` first")
+    catalogue = load_catalogue(catalogue_dir(settings, pointer.is_demo))
     departure = Departure()
     server = _Server(
         uvicorn.Config(

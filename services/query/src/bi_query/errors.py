@@ -23,6 +23,10 @@ class PublishError(BiQueryError):
     """Publishing failed; the text names the file or model. The old snapshot stays in place."""
 
 
+class PublishBusy(PublishError):
+    """Another publish holds the snapshot folder. Says nothing about the data."""
+
+
 class ProblemError(BiQueryError):
     """A refusal with an HTTP status, a stable machine-readable `code` and a sentence that says what to do."""
 

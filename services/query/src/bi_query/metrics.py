@@ -184,6 +184,12 @@ class Metrics:
             "bi_publish_last_success_timestamp_seconds", "When it last succeeded."
         )
         self.publish_duration = self._gauge("bi_publish_duration_seconds", "How long the last publish took.")
+        self.publish_failures = self._gauge(
+            "bi_publish_failures", "Publishes that failed since the last that succeeded."
+        )
+        self.publisher_heartbeat = self._gauge(
+            "bi_publisher_heartbeat_timestamp_seconds", "When the publisher was last alive; 0 without one."
+        )
 
     def observe_request(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count one answered request and its duration."""

@@ -7,59 +7,79 @@ readers until the file is complete, checked and durable; any failure leaves the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
 from tqdm import tqdm
 
-from .build import Plan, build, cause, remove_leftovers, verify
+from .budget import Budget
+from .build import Observers, Plan, build, cause, remove_leftovers, verify
 from .catalogue import Catalogue, Model
 from .dependencies import order_models
-from .errors import PublishError
+from .errors import PublishBusy, PublishError
+from .publish_status import write_status
+from .rollback import kept_snapshots
 from .settings import Settings
-from .snapshot_files import POINTER, STATUS, Manifest, SnapshotUnusable, read_pointer, replace_file, snapshot_path
+from .snapshot_files import Manifest, Pointer, SnapshotUnusable, exclusive, read_pointer, snapshot_path, write_pointer
 from .sources import Source, discover, fingerprint_files, unchanged_since
 
-_FORMAT = "1"
-_SNAPSHOT_NAME = re.compile(r"[0-9a-f]{16}\.duckdb")
+_FORMAT = "2"
+_NOTE_WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Published:
-    """The outcome of a publish. `changed` is False when the inputs were already published."""
+    """The outcome of a publish. `changed` is False when the inputs were already published, or were rolled back from."""
 
     snapshot_id: str
     changed: bool
     relations: Mapping[str, Mapping[str, object]]
     file_bytes: int
     seconds: float
+    is_rollback_kept: bool = False
 
 
-def publish(settings: Settings, data_dir: Path, catalogue: Catalogue, *, progress: bool = True) -> Published:
+@dataclass(frozen=True)
+class How:
+    """How to publish. `keep_rollback` leaves the snapshot that somebody went back to while the inputs are the same."""
+
+    progress: bool = True
+    is_demo: bool = False
+    keep_rollback: bool = False
+    lock_wait_seconds: float = 0
+
+
+def publish(settings: Settings, data_dir: Path, catalogue: Catalogue, how: How = How()) -> Published:
     """Publish `data_dir` with the catalogue's models into `settings.snapshot_dir`. Raises `PublishError`."""
-    started = time.time()
     folder = settings.snapshot_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(folder):
+        with exclusive(folder, how.lock_wait_seconds):
+            started = time.time()
             try:
-                result = _publish(settings, data_dir, catalogue, started, progress)
+                result = _publish(settings, data_dir, catalogue, how)
             except (PublishError, OSError, duckdb.Error) as error:
-                with contextlib.suppress(OSError):  # the disk may be full
-                    _write_status(folder, started, _explanation(error, folder))
+                with contextlib.suppress(OSError):
+                    write_status(folder, started, _explanation(error, folder))
                 raise
-            _write_status(folder, started, None)
+            write_status(folder, started, None)
             return result
+    except PublishBusy:
+        raise
     except (PublishError, OSError, duckdb.Error) as error:
         raise PublishError(_explanation(error, folder)) from error
+
+
+def note_failure(folder: Path, failure: str, started: float) -> None:
+    """Note a publish that failed before or outside of `publish`. Raises `OSError`, `PublishBusy`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, _NOTE_WAIT_SECONDS):
+        write_status(folder, started, failure)
 
 
 def _explanation(error: Exception, folder: Path) -> str:
@@ -68,31 +88,44 @@ def _explanation(error: Exception, folder: Path) -> str:
     return f"{cause(error)} (while writing to {folder}; the snapshot before, if any, is untouched)"
 
 
-def _publish(settings: Settings, data_dir: Path, catalogue: Catalogue, started: float, progress: bool) -> Published:
-    folder = settings.snapshot_dir
+def _publish(settings: Settings, data_dir: Path, catalogue: Catalogue, how: How) -> Published:
+    started = time.monotonic()
+    folder, budget = settings.snapshot_dir, Budget(settings)
     remove_leftovers(folder)
     sources = discover(data_dir)
     models = order_models(catalogue.models, {source.table for source in sources})
     unchanged = unchanged_since(sources)  # from before the fingerprint: what is read after it must be what it names
-    with _bar("reading", sum(source.bytes for source in sources), "B", progress) as bar:
-        digests = fingerprint_files(sources, folder / "fingerprints.json", bar.update)
-    snapshot_id = _fingerprint(sources, digests, [model for model, _ in models])
+    with _bar("reading", sum(source.bytes for source in sources), "B", how.progress) as bar:
+
+        def read(count: int) -> None:
+            bar.update(count)
+            budget.check_time()
+
+        digests = fingerprint_files(sources, folder / "fingerprints.json", read)
+    plan = Plan(_fingerprint(sources, digests, [model for model, _ in models], how), sources, models, how.is_demo)
+    before = _pointer(folder)
+    is_kept = how.keep_rollback and before is not None and before.rolled_back_from == plan.snapshot_id
+    snapshot_id = before.snapshot_id if before is not None and is_kept else plan.snapshot_id
     path = snapshot_path(folder, snapshot_id)
     manifest = _existing(path)
-    changed = manifest is None or not _points_at(folder, snapshot_id)
+    if manifest is None and is_kept:
+        raise PublishError(
+            f"{path}, which was gone back to, is missing or damaged; choose another: bi-query rollback ID"
+        )
+    changed = manifest is None or before is None or before.snapshot_id != snapshot_id
     if manifest is None:
-        with _bar("publishing", len(sources) + len(models), "table", progress) as bar:
+        with _bar("publishing", len(sources) + len(models), "table", how.progress) as bar:
 
             def done(name: str) -> None:
                 bar.set_postfix_str(name, refresh=False)
                 bar.update()
 
-            manifest = build(settings, path, Plan(snapshot_id, sources, models), unchanged, done)
-    if changed:
-        pointer = {"snapshot_id": snapshot_id, "published_at": time.time()}
-        replace_file(folder / POINTER, orjson.dumps(pointer))
-    _prune(folder, snapshot_id, settings.snapshots_kept)
-    return Published(snapshot_id, changed, manifest.relations, path.stat().st_size, time.time() - started)
+            manifest = build(settings, path, plan, Observers(unchanged, done, budget))
+    if not is_kept:
+        _point(folder, before, manifest, changed)
+    _prune(folder, settings.snapshots_kept)
+    seconds = time.monotonic() - started
+    return Published(snapshot_id, changed, manifest.relations, path.stat().st_size, seconds, is_kept)
 
 
 def _existing(path: Path) -> Manifest | None:
@@ -105,50 +138,36 @@ def _existing(path: Path) -> Manifest | None:
         return None
 
 
-def _fingerprint(sources: Sequence[Source], digests: Mapping[str, str], models: Sequence[Model]) -> str:
-    parts = [_FORMAT, duckdb.__version__]
+def _fingerprint(sources: Sequence[Source], digests: Mapping[str, str], models: Sequence[Model], how: How) -> str:
+    parts = [_FORMAT, duckdb.__version__, "demo" if how.is_demo else "own"]
     for source in sources:
         parts += [source.table, *(f"{source.relative(path)}={digests[str(path)]}" for path in source.paths)]
     parts += [f"{model.name}|{model.materialized}|{model.description}|{model.sql}" for model in models]
     return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _points_at(folder: Path, snapshot_id: str) -> bool:
+def _pointer(folder: Path) -> Pointer | None:
+    """The pointer, or None when there is none that can be read."""
     try:
-        pointer = read_pointer(folder)
+        return read_pointer(folder)
     except SnapshotUnusable:
-        return False
-    return pointer is not None and pointer.snapshot_id == snapshot_id
+        return None
 
 
-def _prune(folder: Path, current_id: str, kept: int) -> None:
-    """Keep the current snapshot and the youngest others, `kept` in all. Files of other names are not ours."""
-    ours = [path for path in folder.glob("*.duckdb") if _SNAPSHOT_NAME.fullmatch(path.name)]
-    others = [path for path in ours if path.stem != current_id]
-    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[kept - 1 :]:
-        path.unlink(missing_ok=True)
+def _point(folder: Path, before: Pointer | None, manifest: Manifest, changed: bool) -> None:
+    """Make the snapshot current, unless it is already and nobody has to hear of it."""
+    if before is not None and not changed and before.rolled_back_from is None:
+        return
+    published_at = time.time() if changed or before is None else before.published_at
+    published = {**(before.published if before else {}), manifest.snapshot_id: published_at}
+    write_pointer(folder, Pointer(manifest.snapshot_id, published_at, manifest.is_demo, None, published))
 
 
-def _write_status(folder: Path, started: float, error: str | None) -> None:
-    path = folder / STATUS
-    succeeded_at = time.time()
-    if error is not None:
-        try:
-            succeeded_at = float(orjson.loads(path.read_bytes())["succeeded_at"])
-        except (OSError, ValueError, KeyError, TypeError):
-            succeeded_at = 0.0
-    status = {"ok": error is None, "attempted_at": started, "succeeded_at": succeeded_at}
-    replace_file(path, orjson.dumps({**status, "seconds": time.time() - started, "error": error}))
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    with (folder / ".publish.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PublishError(f"another publish is running on {folder}; wait for it to end") from error
-        yield
+def _prune(folder: Path, kept: int) -> None:
+    """Keep the current snapshot and the others published last, `kept` in all."""
+    others = [one.snapshot_id for one in kept_snapshots(folder) if not one.is_current]
+    for snapshot_id in others[kept - 1 :]:
+        snapshot_path(folder, snapshot_id).unlink(missing_ok=True)
 
 
 def _bar(what: str, total: int, unit: str, enabled: bool) -> tqdm[Any]:

@@ -37,10 +37,16 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path | None = None
+    demo_when_empty: bool = False
     catalogue_dir: Path | None = None
     snapshot_dir: Path = Path(".bi/snapshots")
     snapshots_kept: int = Field(3, ge=1, le=1000)
+    snapshot_max_bytes: int | None = Field(None, ge=MIB)
     snapshot_poll_seconds: float = Field(2.0, gt=0, le=3600)
+    publish_interval_seconds: float = Field(10.0, gt=0, le=86_400)
+    publish_settle_seconds: float = Field(5.0, ge=0, le=3600)
+    publish_patience_seconds: float = Field(600.0, ge=0, le=86_400)
+    publish_timeout_seconds: float = Field(3600.0, gt=0, le=86_400)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

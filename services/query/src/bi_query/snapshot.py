@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
 
 from .errors import Overloaded
 from .metrics import Metrics
+from .publish_status import PublishStatus, last_beat, read_status
 from .settings import Settings
 from .snapshot_files import (
     MANIFEST_TABLE,
-    STATUS,
     Manifest,
     Pointer,
     SnapshotUnusable,
@@ -29,6 +28,7 @@ from .snapshot_files import (
     snapshot_path,
     spill_folder,
 )
+from .sources import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,8 @@ class SnapshotStore:
         self._leaving: dict[str, tuple[Snapshot, asyncio.TimerHandle]] = {}
         self._broken: Snapshot | None = None
         self._failed: object = None
-        self.publish_status: dict[str, Any] = {}
-        """How the last publish went, as the publisher left it; empty when none ever ran here."""
+        self.publish_status: PublishStatus | None = None
+        """How the last publish went; None when none ever ran here."""
         self._retry_at = self._retry_seconds = 0.0
         self.failure = ""
         """Why the last attempt to load failed; empty when it did not."""
@@ -206,7 +206,7 @@ class SnapshotStore:
                 self._failed, self.failure = None, ""
                 return
             path = snapshot_path(self._folder, pointer.snapshot_id)
-            seen = (pointer, await loop.run_in_executor(self._thread, _stamp, path))
+            seen = (pointer, await loop.run_in_executor(self._thread, stamp, path))
             if self._must_wait(seen):
                 return
             fresh = self._revived(pointer)
@@ -292,21 +292,16 @@ class SnapshotStore:
         logger.info("snapshot loaded", extra={"fields": {"snapshot": fresh.id, "bytes": fresh.file_bytes}})
 
     def _read_status(self) -> None:
+        metrics = self._metrics
+        metrics.publisher_heartbeat.set(last_beat(self._folder))
         try:
-            status = self.publish_status = orjson.loads((self._folder / STATUS).read_bytes())
-            self._metrics.publish_last_success.set(1 if status["ok"] else 0)
-            self._metrics.publish_last_attempt.set(status["attempted_at"])
-            self._metrics.publish_last_success_at.set(status["succeeded_at"])
-            self._metrics.publish_duration.set(status["seconds"])
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            status = self.publish_status = read_status(self._folder)
+        except (OSError, ValueError) as error:
             logger.warning("publish status unreadable", extra={"fields": {"error": str(error)}})
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+            return
+        if status is not None:
+            metrics.publish_last_success.set(1 if status.ok else 0)
+            metrics.publish_last_attempt.set(status.attempted_at)
+            metrics.publish_last_success_at.set(status.succeeded_at)
+            metrics.publish_duration.set(status.seconds)
+            metrics.publish_failures.set(status.failures)

