@@ -31,10 +31,11 @@ AD_HOC_QUERY = "/api/v1/query"
 TABLES = "/api/v1/tables"
 CACHE = "/api/v1/cache"
 PUBLISH = "/api/v1/publish"
+MCP = "/mcp"
 LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
 DOCS, OPENAPI = "/docs", "/openapi.json"
-_FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, LIVE, READY, METRICS, DOCS, OPENAPI})
-LIMITED = frozenset({QUERY, QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH})
+_FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, MCP, LIVE, READY, METRICS, DOCS, OPENAPI})
+LIMITED = frozenset({QUERY, QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, MCP})
 """Route templates that cost a client's quota; health, metrics and documentation are free."""
 _REMEMBERED_QUESTIONS = 8192
 _REMEMBERED_QUESTION_BYTES = 1024

@@ -60,9 +60,8 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _framework_refusal)
     _add_documents(app, catalogue)
-    metrics.prepare(
-        catalogue.queries, [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
-    )
+    routes = [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
+    metrics.prepare(catalogue.queries, [*routes, *([("POST", api.MCP)] if settings.mcp else [])])
 
     # The handlers exist only while the lifespan runs; the hot path finds them on the application's state.
     def named_hit(scope: Scope) -> Response | None:
@@ -95,10 +94,11 @@ def _lifespan(
         store, cache, engine = SnapshotStore(settings, metrics), Cache(settings, metrics), Engine(settings, metrics)
         limiter = ClientLimiter(settings, metrics)
         service = QueryService(catalogue, store, cache, engine, metrics)
-        app.state.handlers = api.Api(
-            api.Rooms(settings, metrics, store, cache, Gate(limiter, metrics), service, departure)
-        )
+        gate = Gate(limiter, metrics)
+        app.state.handlers = api.Api(api.Rooms(settings, metrics, store, cache, gate, service, departure))
         _add_routes(app, app.state.handlers)
+        agents = contextlib.AsyncExitStack()
+        await agents.enter_async_context(_add_agents(app, settings, gate, service, store))
         await store.refresh()
         cache.start()
         tasks = [
@@ -115,6 +115,7 @@ def _lifespan(
             yield
         finally:
             await engine.close(settings.shutdown_grace_seconds)
+            await agents.aclose()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -125,6 +126,24 @@ def _lifespan(
                 audit.close()
 
     return lifespan
+
+
+def _add_agents(
+    app: FastAPI, settings: Settings, gate: Gate, service: QueryService, store: SnapshotStore
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """The route for agents, and what must be entered while it is served."""
+    if not settings.mcp:
+        app.add_route(api.MCP, _no_agents, methods=["POST"], include_in_schema=False)
+        return contextlib.nullcontext()
+    from .mcp_room import McpRoom  # noqa: PLC0415 - takes as long as all other imports together: who needs it pays
+
+    room = McpRoom(settings, gate, service, store)
+    app.add_route(api.MCP, room.exchange, methods=["POST"], include_in_schema=False)
+    return room.running()
+
+
+async def _no_agents(request: Request) -> Response:
+    raise NotFound("mcp_off", "MCP is switched off here; who runs this service switches it on with BI_MCP=true")
 
 
 async def _cut_off(engine: Engine, departure: Departure, grace_seconds: float) -> None:

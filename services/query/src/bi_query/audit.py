@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _FLUSH_SECONDS = 0.1
 _FLUSH_LINES = 500
 _MEMBERS = ("time", "request_id", "client", "key", "role", "policy", "method", "endpoint", "status", "code")
-_OF_THE_QUERY = ("query", "sql", "params", "question", "snapshot", "cache", "rows", "seconds", "bytes")
+_OF_THE_QUERY = ("tool", "query", "sql", "params", "question", "snapshot", "cache", "rows", "seconds", "bytes")
 
 
 class _Rotating(logging.handlers.RotatingFileHandler):

@@ -38,7 +38,8 @@ Stop = Literal["timeout", "cancelled"]
 class Job:
     """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own.
 
-    `views` are run before it, in a connection that nothing else uses afterwards.
+    `views` are run before it, in a connection that nothing else uses afterwards. `limits` None means the service's own;
+    they only ever make those narrower.
     """
 
     query: str
@@ -47,6 +48,7 @@ class Job:
     fmt: Format
     timeout_seconds: float | None = None
     views: tuple[str, ...] = ()
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class Engine:
                 acquiring.cancel()
 
     async def _execute(self, snapshot: Snapshot, job: Job, stop: asyncio.Event, queue_seconds: float) -> Answer:
-        call = _Call(snapshot, job, self._limits, self._plans)
+        call = _Call(snapshot, job, self._limits.within(job.limits), self._plans)
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
         started = time.perf_counter()
         self._metrics.engine_running.inc()

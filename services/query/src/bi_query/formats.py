@@ -73,6 +73,10 @@ class Limits:
     rows: int
     bytes: int
 
+    def within(self, other: Limits | None) -> Limits:
+        """The narrower of the two, each on its own."""
+        return self if other is None else Limits(min(self.rows, other.rows), min(self.bytes, other.bytes))
+
 
 @dataclass(frozen=True)
 class Encoded:

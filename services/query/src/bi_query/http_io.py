@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -95,25 +95,22 @@ async def sql_body(request: Request, max_bytes: int) -> tuple[str, dict[str, obj
 
     Raises `UnsupportedMediaType`, `PayloadTooLarge`, `BadRequest`.
     """
-    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise UnsupportedMediaType("not_json", f"send application/json, not {media[:60]!r}")
-    body = await _read_body(request, max_bytes)
-    try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repeats)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise BadRequest("bad_json", f"the body is not JSON in UTF-8: {_reason(error)}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("sql"), str):
+    return sql_and_params(await json_object(request, max_bytes))
+
+
+def sql_and_params(document: Mapping[str, Any]) -> tuple[str, dict[str, object]]:
+    """The members of `{"sql": text, "params": {name: scalar}}`. Raises `BadRequest`."""
+    if not isinstance(document.get("sql"), str):
         raise BadRequest(
             "bad_body", 'send {"sql": "SELECT …", "params": {…}}; \'sql\' is text and is missing or something else'
         )
     if unknown := document.keys() - {"sql", "params"}:
         raise BadRequest("bad_body", f"unknown member {min(unknown)[:60]!r}; known are 'sql' and 'params'")
-    if not _is_clean(document["sql"]):
+    if not is_clean(document["sql"]):
         raise BadRequest("bad_body", "'sql' holds a NUL character or half of a surrogate pair")
     params = document.get("params")
     params = {} if params is None else params
-    if not isinstance(params, dict) or not all(_is_scalar(value) for value in params.values()):
+    if not isinstance(params, dict) or not all(is_scalar(value) for value in params.values()):
         raise BadRequest(
             "bad_body",
             "'params' must be an object of texts (no NUL), booleans, nulls and numbers (finite, integers up to 64 bits)",
@@ -121,7 +118,23 @@ async def sql_body(request: Request, max_bytes: int) -> tuple[str, dict[str, obj
     return document["sql"], params
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in the request's body. Raises `UnsupportedMediaType`, `PayloadTooLarge`, `BadRequest`."""
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise UnsupportedMediaType("not_json", f"send application/json, not {media[:60]!r}")
+    body = await read_body(request, max_bytes)
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise BadRequest("bad_json", f"the body is not JSON in UTF-8: {_reason(error)}") from error
+    if not isinstance(document, dict):
+        raise BadRequest("bad_body", "the body is JSON, but not an object")
+    return document
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body. Raises `PayloadTooLarge`, and `QueryCancelled` when the client goes away meanwhile."""
     declared = request.headers.get("content-length", "0")
     chunks: list[bytes] = []
     size = int(declared) if declared.isdecimal() and len(declared) < 19 else 0
@@ -148,17 +161,19 @@ def _reason(error: Exception) -> str:
     return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)[:100]
 
 
-def _is_scalar(value: object) -> bool:
+def is_scalar(value: object) -> bool:
+    """Whether a JSON value can be a parameter: null, a boolean, a clean text, a finite number of at most 64 bits."""
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, int):
         return -(2**63) <= value < 2**64
     if isinstance(value, float):
         return math.isfinite(value)  # 1e999 reads as infinity
-    return isinstance(value, str) and _is_clean(value)
+    return isinstance(value, str) and is_clean(value)
 
 
-def _is_clean(text: str) -> bool:
+def is_clean(text: str) -> bool:
+    """Whether a text has neither NUL characters nor halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate from a \ud800 escape
@@ -197,21 +212,24 @@ def respond(scope: Scope, result: Result, quota: Quota) -> Response:
         _VARY,
         *quota.headers(),
     ]
-    log = scope["state"]["log"]
-    log.update(snapshot=result.snapshot_id, cache=served.result, tier=served.tier, rows=entry.row_count)
-    if served.answer is not None and served.result in ("miss", "bypass", "coalesced"):
-        queue, engine = served.answer.queue_seconds, served.answer.engine_seconds
-        encode = served.answer.encoded.encode_seconds
-        timing = f"queue;dur={queue * 1000:.2f}, engine;dur={engine * 1000:.2f}, encode;dur={encode * 1000:.2f}"
-        headers.append((b"server-timing", timing.encode()))
-        log.update(queue_seconds=round(queue, 6), engine_seconds=round(engine, 6), encode_seconds=round(encode, 6))
-    else:
-        headers.append((b"server-timing", b"cache;desc=" + served.tier.encode()))
+    headers.append((b"server-timing", log_result(scope, result)))
     if _matches(header(scope, b"if-none-match"), entry.etag):
         return Ready(b"", 304, headers)
     body = entry.raw()
     headers.append((b"content-length", b"%d" % len(body)))
     return Ready(body, 200, headers)
+
+
+def log_result(scope: Scope, result: Result) -> bytes:
+    """Add how a result was come by to the request's line; the same as a `Server-Timing` value."""
+    served, log = result.served, scope["state"]["log"]
+    log.update(snapshot=result.snapshot_id, cache=served.result, tier=served.tier, rows=served.entry.row_count)
+    if served.answer is None or served.result not in ("miss", "bypass", "coalesced"):
+        return b"cache;desc=" + served.tier.encode()
+    queue, engine = served.answer.queue_seconds, served.answer.engine_seconds
+    encode = served.answer.encoded.encode_seconds
+    log.update(queue_seconds=round(queue, 6), engine_seconds=round(engine, 6), encode_seconds=round(encode, 6))
+    return f"queue;dur={queue * 1000:.2f}, engine;dur={engine * 1000:.2f}, encode;dur={encode * 1000:.2f}".encode()
 
 
 def _matches(if_none_match: bytes, etag: str) -> bool:

@@ -97,7 +97,7 @@ def document(queries: Iterable[NamedQuery]) -> dict[str, Any]:
         "info": {
             "title": "BI Solution query API",
             "version": __version__,
-            "description": "Governed, cached SQL over Parquet.",
+            "description": "Governed, cached SQL over Parquet. Agents: POST /mcp speaks the Model Context Protocol.",
         },
         "paths": paths,
         "components": {

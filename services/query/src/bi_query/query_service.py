@@ -17,7 +17,7 @@ from .catalogue import Catalogue, Freshness, NamedQuery
 from .engine import Answer, Engine, Job
 from .entries import CacheKey
 from .errors import BadRequest, Forbidden, NotFound, SqlRefused
-from .formats import Format
+from .formats import Format, Limits
 from .metrics import AD_HOC, Metrics
 from .parameters import bind, canonical_text
 from .policies import RowPolicy
@@ -87,13 +87,18 @@ class QueryService:
         served = Served(entry, "hit", "memory")
         return Result(served, snapshot.id, bound.query.name, fmt, bound.query.freshness)
 
-    async def named(self, bound: Bound, fmt: Format, principal: Principal, *, bypass: bool) -> Result:
-        """A named query's answer. Raises `Forbidden` when the principal's row policy cannot be laid over it."""
+    async def named(
+        self, bound: Bound, fmt: Format, principal: Principal, *, bypass: bool, limits: Limits | None = None
+    ) -> Result:
+        """A named query's answer, within `limits` where given.
+
+        Raises `Forbidden` when the principal's row policy cannot be laid over it.
+        """
         query, snapshot = bound.query, self._store.current
         with snapshot.lease():
             views = await self._named_views(snapshot, query, principal.rows) if principal.rows else ()
-            key = self._named_key(snapshot, bound, fmt, principal.scope)
-            job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds, views)
+            key = self._named_key(snapshot, bound, fmt, principal.scope, limits)
+            job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds, views, limits)
             return await self._serve(snapshot, key, job, query.freshness, bypass)
 
     async def _named_views(self, snapshot: Snapshot, query: NamedQuery, rows: RowPolicy) -> tuple[str, ...]:
@@ -104,13 +109,26 @@ class QueryService:
             raise Forbidden("policy_refuses_query", detail) from refusal
         return rows.views(snapshot.database, guarded.tables)
 
-    def _named_key(self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str) -> CacheKey:
-        return CacheKey(snapshot.id, scope, bound.query.name, bound.text, fmt, bound.query.digest)
+    def _named_key(
+        self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str, limits: Limits | None = None
+    ) -> CacheKey:
+        digest = bound.query.digest + _suffix(limits)
+        return CacheKey(snapshot.id, scope, bound.query.name, bound.text, fmt, digest)
 
     async def ad_hoc(
-        self, sql: str, params: Mapping[str, object], fmt: Format, principal: Principal, *, bypass: bool
+        self,
+        sql: str,
+        params: Mapping[str, object],
+        fmt: Format,
+        principal: Principal,
+        *,
+        bypass: bool,
+        limits: Limits | None = None,
     ) -> Result:
-        """A guarded SELECT's answer. Raises `SqlRefused`, `BadRequest` for parameters that do not match."""
+        """A guarded SELECT's answer, within `limits` where given.
+
+        Raises `SqlRefused`, `BadRequest` for parameters that do not match.
+        """
         snapshot = self._store.current
         with snapshot.lease():  # the guard is awaited: the snapshot must not close meanwhile
             guarded = await self._check(snapshot, sql, principal.rows)
@@ -119,9 +137,9 @@ class QueryService:
                 raise BadRequest("bad_parameters", f"'params' must give exactly the SQL's parameters: {wanted}")
             values = orjson.dumps(dict(params), option=orjson.OPT_SORT_KEYS)
             digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
-            key = CacheKey(snapshot.id, principal.scope, AD_HOC, digest, fmt, "")
+            key = CacheKey(snapshot.id, principal.scope, AD_HOC, digest, fmt, _suffix(limits))
             views = principal.rows.views(snapshot.database, guarded.tables) if principal.rows else ()
-            job = Job(AD_HOC, guarded.sql, params, fmt, views=views)
+            job = Job(AD_HOC, guarded.sql, params, fmt, views=views, limits=limits)
             return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
 
     async def _serve(self, snapshot: Snapshot, key: CacheKey, job: Job, freshness: Freshness, bypass: bool) -> Result:
@@ -174,3 +192,8 @@ class QueryService:
     def close(self) -> None:
         """Let the parser thread go."""
         self._parser_thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _suffix(limits: Limits | None) -> str:
+    """Separates, in a cache key, an answer cut shorter from the whole one."""
+    return "" if limits is None else f"-{limits.rows}x{limits.bytes}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from functools import cached_property
@@ -20,6 +21,7 @@ from .errors import ConfigurationError
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+_HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 _CGROUP_CPU_FILE = "/sys/fs/cgroup/cpu.max"
 _CGROUP_MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -80,6 +82,9 @@ class Settings(BaseSettings):
     audit_max_bytes: int = Field(64 * MIB, ge=1024)
     audit_files_kept: int = Field(10, ge=1, le=1000)
 
+    mcp: bool = False
+    mcp_hosts: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "localhost", "[::1]")
+
     fault_injection: bool = False
 
     @field_validator("trusted_proxies", mode="before")
@@ -88,6 +93,14 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(ip_network(part.strip(), strict=False) for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("mcp_hosts", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        names = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if isinstance(names, tuple) and (wrong := [name for name in names if not _HOST.fullmatch(str(name))]):
+            raise ValueError(f"{wrong[0]!r} is not a host name; write for example 'bi.example.com' or 'query:8000'")
+        return names
 
     @field_validator("rate_limit", "rate_limit_routes")
     @classmethod

@@ -32,7 +32,7 @@ MAX_HEADER_BYTES = 32_768
 _CLIENT_GONE_STATUS = 499
 _FLUSH_SECONDS = 0.1
 _FLUSH_LINES = 500
-_AUDITED = "/api/"
+_AUDITED = ("/api/", "/mcp")
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
@@ -86,7 +86,8 @@ class RequestLog:
 
 class Telemetry:
     """Wraps the application. `scope["state"]` carries `principal` and `endpoint` to inner rooms,
-    and back what they add to the request's line (`log`) and to the audit log's alone (`audit`)."""
+    and back what they add to the request's line (`log`) and to the audit log's alone (`audit`), and the status to count
+    where the one sent says less (`counted_status`: to MCP a tool's error is a success of HTTP)."""
 
     def __init__(
         self,
@@ -162,6 +163,8 @@ class Telemetry:
     ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         status = sent["status"] or _CLIENT_GONE_STATUS
+        if status < 400:
+            status = scope["state"].get("counted_status", status)
         self._metrics.observe_request(method, endpoint, status, seconds)
         path = scope["path"]
         if path in _QUIET:
@@ -195,20 +198,28 @@ def _identity(principal: Principal) -> dict[str, str | None]:
 
 async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send) -> None:
     """Send `problem` as `application/problem+json`, with the quota headers of a request that got so far."""
+    body = orjson.dumps(problem.document(state["request_id"]))
+    headers = problem_headers(problem, state, PROBLEM_MEDIA_TYPE.encode(), len(body))
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def problem_headers(
+    problem: ProblemError, state: dict[str, Any], media_type: bytes, length: int
+) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that is `problem`, whose code is noted for the request's line."""
     state["log"]["code"] = problem.code
     quota = state.get("quota")
-    body = orjson.dumps(problem.document(state["request_id"]))
     headers = [
-        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
+        (b"content-type", media_type),
+        (b"content-length", b"%d" % length),
         (b"cache-control", b"no-store"),
         *problem.headers,
         *(quota.headers() if quota else ()),
     ]
     if problem.retry_after_seconds is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_seconds))))
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return headers
 
 
 def _request_id(scope: Scope) -> str:
