@@ -24,7 +24,7 @@ ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = ROOT / "services/query/src/bi_query/settings.py"
 
 # What production has another default for.
-PRODUCTION_DEFAULTS = {"BI_QUERY_REPLICAS": "2", "BI_DRAIN_SECONDS": "5"}
+PRODUCTION_DEFAULTS = {"BI_QUERY_REPLICAS": "2", "BI_DRAIN_SECONDS": "5", "BI_MCP_HOSTS": "$BI_DOMAIN"}
 
 # Settings of the service that the stack decides: where things are inside the container.
 FIXED = {
@@ -253,6 +253,7 @@ def test_documented_defaults_are_those_of_the_service() -> None:
             continue
         shown = known[name][0]
         text = "" if default is None else json.dumps(default) if isinstance(default, bool | dict) else str(default)
+        text = ",".join(default) if isinstance(default, tuple) and default else text
         same = float(shown) == float(text) if re.fullmatch(r"[\d.]+", shown) and text else shown == text
         if not same:
             differing[name] = (shown, text)

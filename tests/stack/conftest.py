@@ -37,7 +37,7 @@ from .receiver import Receiver
 
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
-    "test_publish", "test_redis_lost", "test_replica_lost", "test_resolved", "test_down_and_up",
+    "test_mcp", "test_publish", "test_redis_lost", "test_replica_lost", "test_resolved", "test_down_and_up",
     "test_prod", "test_deploy",
 ]  # fmt: skip
 REPLICAS = 2
@@ -107,6 +107,7 @@ def stack(engine: None, folder: Path, small_data: Small, receiver: Receiver) -> 
         "BI_DATA_FOLDER": str(small_data.data),
         "BI_CATALOGUE_FOLDER": str(small_data.catalogue),
         "BI_FAULT_INJECTION": "true",
+        "BI_MCP": "true",
         "BI_RATE_LIMIT": "1000000/minute",
         "BI_RATE_LIMIT_ROUTES": json.dumps({"/api/v1/tables": "30/minute"}),
         "BI_MAX_RESULT_ROWS": "500",
@@ -144,6 +145,7 @@ def production(engine: None, folder: Path, small_data: Small) -> Iterator[Produc
         "BI_DATA_FOLDER": str(small_data.data),
         "BI_CATALOGUE_FOLDER": str(small_data.catalogue),
         "BI_RATE_LIMIT": "1000000/minute",
+        "BI_MCP": "true",
     }
     with running_stack(ProductionStack(folder, settings, scale={"query": REPLICAS})) as running:
         assert isinstance(running, ProductionStack)

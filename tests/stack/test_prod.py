@@ -144,6 +144,19 @@ def test_text_is_compressed_and_parquet_is_not(client: httpx.Client) -> None:
     assert "content-encoding" not in parquet.headers and parquet.content[:4] == b"PAR1"
 
 
+def test_agents_reach_their_tools_under_the_domain_and_under_no_other_name(
+    production: ProductionStack, client: httpx.Client
+) -> None:
+    params = {"name": "run_query", "arguments": {"name": "uncached"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    answer = client.post("/mcp", json=message, headers={"Accept": "application/json"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["result"]["structuredContent"]["rows"] == [[1]]
+    for replica in production.replicas().values():
+        direct = {**production.key(), "Accept": "application/json"}
+        assert httpx.post(f"{replica}/mcp", json=message, headers=direct, timeout=10).status_code == 421
+
+
 def test_ports_80_and_443_of_the_edge_are_published_and_no_other(production: ProductionStack) -> None:
     found = {
         (container["Config"]["Labels"][SERVICE_LABEL], port, binding["HostPort"])

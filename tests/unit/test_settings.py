@@ -110,6 +110,7 @@ def test_the_settings_page_gives_the_real_default_and_a_unit_for_numbers(field: 
     default = info.get_default(call_default_factory=False)
     if info.default_factory is None and default not in (None, ()):
         text = str(default).lower() if isinstance(default, bool) else str(default)
+        text = ",".join(default) if isinstance(default, tuple) else text
         assert default_cell == f"`{text}`" or default_cell == f"`{text.removesuffix('.0')}`"
     elif field == "max_running_queries":
         assert default_cell == "the cores"
