@@ -4,7 +4,7 @@ Every POST is a request of its own: no sessions, JSON answers, so any replica ca
 nothing. It passes the same gate as the API's requests, and a tool asks the same service. What the service refuses is a
 tool's error, in the same words, for the model to read; what the gate refuses is an HTTP status with a JSON-RPC error.
 
-Imported only when it is switched on: the SDK takes as long to import as the rest of the service.
+Imported only when it is switched on: the SDK takes two thirds as long to import as the rest of the service.
 """
 
 from __future__ import annotations
