@@ -78,6 +78,23 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(scenario())
 
 
+def test_an_answer_from_before_the_clock_was_set_back_is_not_kept_fresh_that_much_longer(clock: Clock) -> None:
+    async def scenario() -> None:
+        cache, _ = make()
+        query = Query()
+        clock.ahead = 3600
+        assert (await cache.fetch(KEY, HOUR, query)).result == "miss"
+        assert (await cache.fetch(KEY, HOUR, query)).result == "hit"
+        clock.ahead = 0
+        assert cache.fresh_in_memory(KEY) is None
+        assert (await cache.fetch(KEY, HOUR, query)).result == "miss"
+        assert (await cache.fetch(KEY, HOUR, query)).result == "hit"
+        clock.ahead = -1  # as far as the clocks of two replicas are apart
+        assert (await cache.fetch(KEY, HOUR, query)).result == "hit"
+
+    run(scenario)
+
+
 async def until(check: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not check():  # noqa: ASYNC110 - what is waited for has no event of its own

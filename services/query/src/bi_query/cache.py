@@ -70,7 +70,7 @@ class Cache:
     def fresh_in_memory(self, key: CacheKey) -> Entry | None:
         """The hot path: a fresh entry of this process, without awaiting anything. Counts the hit."""
         entry = self._memory.get(key.text)
-        if entry is None or time.time() >= entry.fresh_until:
+        if entry is None or not entry.is_fresh(time.time()):
             return None
         self._count(Served(entry, "hit", "memory"))
         return entry
@@ -87,9 +87,9 @@ class Cache:
     async def _fetch(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         entry = self._memory.get(key.text)
         now = time.time()
-        if entry is not None and now < entry.fresh_until:
+        if entry is not None and entry.is_fresh(now):
             return Served(entry, "hit", "memory")
-        if entry is not None and now < entry.stale_until:
+        if entry is not None and entry.is_usable(now):
             self._refresh(key, freshness, compute)
             return Served(entry, "stale", "memory")
         served = await self._fly(key, freshness, compute)
@@ -134,7 +134,7 @@ class Cache:
         if self._redis is not None and freshness.fresh_seconds > 0:
             entry = await self._from_redis(key)
             if entry is not None:
-                return Served(entry, "hit" if time.time() < entry.fresh_until else "stale", "redis")
+                return Served(entry, "hit" if entry.is_fresh(time.time()) else "stale", "redis")
         return await self._compute_once(key, freshness, compute)
 
     async def _from_redis(self, key: CacheKey) -> Entry | None:
@@ -142,7 +142,7 @@ class Cache:
         assert self._redis is not None  # noqa: S101 - narrows the type; callers checked
         started = time.monotonic()
         entry = await self._redis.get(key)
-        if entry is None or time.time() >= entry.stale_until:
+        if entry is None or not entry.is_usable(time.time()):
             return None
         if not self._invalidations.since(started, key.label):
             self._memory.put(key.text, entry)
@@ -150,7 +150,7 @@ class Cache:
 
     async def _fresh_in_redis(self, key: CacheKey) -> Entry | None:
         entry = await self._from_redis(key)
-        return entry if entry is not None and time.time() < entry.fresh_until else None
+        return entry if entry is not None and entry.is_fresh(time.time()) else None
 
     async def _compute_once(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         """Compute under the lease that one process can have, or take what the process that has it stores."""

@@ -27,6 +27,8 @@ _MAX_LABEL_CHARS = 400
 LARGE_BYTES = 256 * 1024
 """From here on (de)compressing and checking take milliseconds: not on the event loop."""
 _OVERHEAD_BYTES = 1024
+_CLOCKS_DIFFER_SECONDS = 2.0
+"""By how much the clocks of replicas may differ without their answers being refused."""
 # A type that JSON has no other way to write; bool is an int to Python and must not pass for one.
 _HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "query": (str,),
@@ -87,6 +89,19 @@ class Entry:
     engine_seconds: float
     compressed: bool
     body: bytes
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether it answers without a refresh at `now` (seconds since the epoch)."""
+        return self._is_made(now) and now < self.fresh_until
+
+    def is_usable(self, now: float) -> bool:
+        """Whether it answers at all at `now`, be it stale."""
+        return self._is_made(now) and now < self.stale_until
+
+    def _is_made(self, now: float) -> bool:
+        # One from the future was made before this clock was set back, or under another that is ahead: its times mean
+        # nothing here, and it would stay fresh that much longer.
+        return self.created_at <= now + _CLOCKS_DIFFER_SECONDS
 
     @property
     def cost_bytes(self) -> int:

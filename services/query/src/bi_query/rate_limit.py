@@ -53,7 +53,7 @@ def _parsed(text: str) -> list[RateLimitItem]:
 @dataclass
 class _Window:
     count: int
-    expires_at: float
+    expires_at: float  # on the monotonic clock: one that is set back must not make a minute last an hour
     unshared: int = 0
 
 
@@ -77,7 +77,7 @@ class WindowStorage(Storage):
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
         """Count `amount` more hits of `key`'s window of `expiry` seconds; the count after."""
-        now = time.time()
+        now = time.monotonic()
         window = self.windows.get(key)
         if window is None or window.expires_at <= now:
             if len(self.windows) >= self._max_buckets:
@@ -91,12 +91,16 @@ class WindowStorage(Storage):
     def get(self, key: str) -> int:
         """Hits in the current window."""
         window = self.windows.get(key)
-        return window.count if window is not None and window.expires_at > time.time() else 0
+        return window.count if window is not None and window.expires_at > time.monotonic() else 0
 
     def get_expiry(self, key: str) -> float:
         """When the window ends (seconds since the epoch)."""
+        return time.time() + self.seconds_left(key)
+
+    def seconds_left(self, key: str) -> float:
+        """Until the window ends; 0 without one."""
         window = self.windows.get(key)
-        return window.expires_at if window is not None else time.time()
+        return window.expires_at - time.monotonic() if window is not None else 0.0
 
     def check(self) -> bool:
         """Memory is always there."""
@@ -177,7 +181,7 @@ class ClientLimiter(Limiter):
             key = bucket_key(item, route, client)
             # What the limiter's fixed-window strategy does in hit(), with the key made once.
             count = self.windows.incr(key, item.get_expiry())
-            reset = max(1, math.ceil(self.windows.get_expiry(key) - time.time()))
+            reset = max(1, math.ceil(self.windows.seconds_left(key)))
             quota = Quota(item.amount, max(0, item.amount - count), reset, item.get_expiry())
             if count > item.amount:
                 self._metrics.rate_limit_rejections.labels(route).inc()
@@ -215,7 +219,7 @@ class ClientLimiter(Limiter):
 
     async def _exchange(self, client: object, add: Callable[..., object]) -> None:
         keys = list(self.windows.dirty)[:1000]
-        now = time.time()
+        now = time.monotonic()
         # Hits of a window that has ended must not be added to the one that Redis is counting now.
         batch = [
             (key, window, window.unshared)
@@ -230,7 +234,7 @@ class ClientLimiter(Limiter):
         for (key, window, shared), (total, ttl_ms) in zip(batch, answers, strict=True):
             window.unshared -= shared
             window.count = int(total) + window.unshared
-            window.expires_at = time.time() + max(1, int(ttl_ms)) / 1000
+            window.expires_at = time.monotonic() + max(1, int(ttl_ms)) / 1000
             if window.unshared == 0:
                 self.windows.dirty.discard(key)
         self.windows.dirty.difference_update(set(keys) - {key for key, _, _ in batch})
