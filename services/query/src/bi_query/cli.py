@@ -26,6 +26,7 @@ from .departure import Departure
 from .errors import BiQueryError, ConfigurationError
 from .http_protocol import BoundedHttpProtocol
 from .inputs import inputs
+from .memory_bound import bound_memory
 from .publish import How, publish
 from .settings import Settings, load_settings, unknown_settings
 from .snapshot_files import read_pointer
@@ -93,6 +94,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     configure_logging(settings.log_level)
     _refuse_open_door(settings)
+    bound_memory()
     pointer = read_pointer(settings.snapshot_dir)
     if pointer is None:
         raise BiQueryError(f"nothing is published in {settings.snapshot_dir} yet; run `bi-query publish` first")

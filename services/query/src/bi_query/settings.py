@@ -180,9 +180,14 @@ def available_cpus() -> int:
         return max(1, cores)
 
 
+def physical_memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def available_memory_bytes() -> int:
     """Memory this process may use: the cgroup's limit, else the machine's."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = physical_memory_bytes()
     for path in _CGROUP_MEMORY_FILES:
         try:
             text = Path(path).read_text(encoding="ascii").strip()

@@ -1,0 +1,29 @@
+"""A bound on the process's memory, at the container's: beyond it the system refuses memory instead of ending the process.
+
+DuckDB keeps most of what it holds within its own limit, but asks the system directly for some of it: one value of a list
+or a text, above all (`generate_series(1, 400000000)` is a single list of 3 GB). Without this bound the kernel answers by
+killing the replica, and with it every query that runs there; with it, that one query fails and its memory comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+
+from .settings import available_memory_bytes, physical_memory_bytes
+
+logger = logging.getLogger(__name__)
+
+
+def bound_memory() -> None:
+    """Hold this process to its container's memory; does nothing outside of one.
+
+    The image sets `DUCKDB_JE_MALLOC_CONF` so that DuckDB's allocator gives freed memory back to the system: what it kept
+    would count against the bound for ever.
+    """
+    container_bytes = available_memory_bytes()
+    if container_bytes < physical_memory_bytes():
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard == resource.RLIM_INFINITY or container_bytes <= hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (container_bytes, hard))
+            logger.info("memory bounded", extra={"fields": {"bytes": container_bytes}})
