@@ -1,5 +1,5 @@
 # The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
-.PHONY: snapshots rollback engine images up down deploy ps logs clean password keys load
+.PHONY: snapshots rollback engine images up down deploy ps logs clean password keys load chaos
 
 # The user's .env (or BI_ENV_FILE), then what `make images` found, which has the last word on images.
 ENV_FILE = $(or $(BI_ENV_FILE),.env)
@@ -43,6 +43,9 @@ load: ## Load test the running stack, exit code is the verdict: make load SCENAR
 	@$(COMPOSE) --profile loadtest run --rm --no-deps loadtest-keys
 	@id=$$($(COMPOSE) --profile loadtest run -d --no-deps --use-aliases loadtest $(SCENARIO) $(ARGS)) || exit 2; \
 	docker logs -f $$id; code=$$(docker wait $$id); docker cp -q $$id:/reports/. loadtest/reports; docker rm $$id >/dev/null; exit $$code
+
+chaos: $(VENV)/.test ## Break things under 30 users on a stack of its own, and show what they saw (docs/chaos.md)
+	@$(BIN)/python -m pytest tests/chaos
 
 password: ## Show Grafana's admin password and the first API key, as made at the first start
 	@infra/secrets/show.sh

@@ -20,8 +20,17 @@ from bi_query.sources import demo_data_dir
 from tests.support.redis_server import RedisServer, redis_running
 from tests.support.service import Service, running
 from tests.support.small import Small, make_small
+from tests.support.stack import MEASURED
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured on the stack."""
+    if MEASURED:
+        terminalreporter.section("measured on the stack")
+        for what, value in MEASURED.items():
+            terminalreporter.write_line(f"{what}: {value}")
 
 
 @pytest.fixture(autouse=True, scope="session")

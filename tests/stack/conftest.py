@@ -7,8 +7,6 @@ look at the last two minutes and want their condition for one more; what needs l
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 import threading
 import time
@@ -23,13 +21,12 @@ from tests.support.service import wait_until
 from tests.support.small import Small, make_small
 from tests.support.stack import (
     MEASURED,
-    ROOT,
     SERVICE_LABEL,
     Prometheus,
     Stack,
     compose_image,
     docker,
-    require_engine,
+    own_image,
     running_stack,
 )
 
@@ -37,7 +34,7 @@ from .receiver import Receiver
 
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
-    "test_mcp", "test_publish", "test_redis_lost", "test_replica_lost", "test_resolved", "test_down_and_up",
+    "test_mcp", "test_publish", "test_resolved", "test_down_and_up",
     "test_prod", "test_deploy",
 ]  # fmt: skip
 REPLICAS = 2
@@ -53,24 +50,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.stack)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was measured on the way."""
-    if MEASURED:
-        terminalreporter.section("measured on the stack")
-        for what, value in MEASURED.items():
-            terminalreporter.write_line(f"{what}: {value}")
-
-
 @pytest.fixture(scope="session")
 def engine() -> None:
     """A Docker engine, and the service's image made of the source as it is now (seconds when nothing changed)."""
-    require_engine()
-    done = subprocess.run([ROOT / "infra/images.sh", "--own"], capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode != 0 and os.environ.get("CI") != "true" and not (ROOT / ".stack/images.env").exists():
-        pytest.skip(
-            "the service's image cannot be built here: its base can be neither found nor pulled (run make images)"
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
+    own_image()
 
 
 @pytest.fixture(scope="session")

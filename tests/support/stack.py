@@ -93,6 +93,17 @@ def _missing() -> str:
     return ""
 
 
+def own_image() -> None:
+    """Skip without an engine; else have the service's image made of the source as it is now (seconds when unchanged)."""
+    require_engine()
+    done = subprocess.run([ROOT / "infra/images.sh", "--own"], capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0 and os.environ.get("CI") != "true" and not IMAGES_ENV.exists():
+        pytest.skip(
+            "the service's image cannot be built here: its base can be neither found nor pulled (run make images)"
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 class Stack(DockerCompose):
     """One project of compose.yaml, under a name and on ports of its own."""
 
