@@ -24,7 +24,10 @@ class Role(StrEnum):
     @property
     def rank(self) -> int:
         """Higher may more."""
-        return list(Role).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {role: place for place, role in enumerate(Role)}
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from email.utils import formatdate
 
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from .access import Principal, Role
 from .auth import Gate
@@ -18,7 +17,19 @@ from .cache import Cache
 from .departure import Departure
 from .errors import BadRequest, Overloaded
 from .formats import Format
-from .http_io import Ready, arguments, header, json_answer, query_pairs, respond, sql_body, unless_gone, wants_no_cache
+from .http_io import (
+    Ready,
+    Whole,
+    arguments,
+    header,
+    json_answer,
+    query_pairs,
+    respond,
+    respond_whole,
+    sql_body,
+    unless_gone,
+    wants_no_cache,
+)
 from .metrics import AD_HOC, UNMATCHED_ENDPOINT, Metrics
 from .query_service import Bound, QueryService
 from .rate_limit import Quota
@@ -77,14 +88,17 @@ class Api:
         asked = self._rooms.service.named(bound, fmt, principal, bypass=wants_no_cache(request.scope))
         return respond(request.scope, await unless_gone(request, asked), quota)
 
-    def named_hit(self, scope: Scope) -> Response | None:
-        """The answer to a named query, if this process holds a fresh one; never waits. What it spent is remembered."""
+    def named_hit(self, scope: Scope) -> Whole | None:
+        """The answer to a named query, if this process holds a fresh one; never waits. What it spent is remembered.
+
+        A hit needs no routing, no task and no await; going through the framework would cost more than the answer.
+        """
         principal, quota = self._admit(scope)
         bound, fmt = self._named_question(scope)
         if wants_no_cache(scope):
             return None
         result = self._rooms.service.named_if_fresh(bound, fmt, principal)
-        return None if result is None else respond(scope, result, quota)
+        return None if result is None else respond_whole(scope, result, quota)
 
     def _named_question(self, scope: Scope) -> tuple[Bound, Format]:
         """Which query with which values in which format; remembered by what was sent."""
@@ -185,23 +199,3 @@ class Api:
 
     def _admit(self, scope: Scope, role: Role = Role.READER) -> tuple[Principal, Quota]:
         return self._rooms.gate.admit(scope, role)
-
-
-class HotPath:
-    """ASGI layer before the router: answers fresh named queries from memory, passes everything else on.
-
-    A hit needs no routing, no request object and no await; going through the framework would cost more than the answer.
-    """
-
-    def __init__(self, app: ASGIApp, named_hit: Callable[[Scope], Response | None]) -> None:
-        self._app = app
-        self._named_hit = named_hit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on."""
-        if scope["type"] == "http" and scope["method"] == "GET" and scope["state"]["endpoint"] == QUERY:
-            response = self._named_hit(scope)
-            if response is not None:
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)

@@ -27,6 +27,7 @@ from .departure import Departure
 from .engine import Engine
 from .errors import ConfigurationError, MethodNotAllowed, NotFound, ProblemError
 from .faults import FaultInjection
+from .http_io import Whole
 from .key_ring import KeyRing
 from .metrics import Metrics
 from .query_service import QueryService
@@ -64,14 +65,18 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
     metrics.prepare(catalogue.queries, [*routes, *([("POST", api.MCP)] if settings.mcp else [])])
 
     # The handlers exist only while the lifespan runs; the hot path finds them on the application's state.
-    def named_hit(scope: Scope) -> Response | None:
+    def named_hit(scope: Scope) -> Whole | None:
         handlers: api.Api = app.state.handlers
         return handlers.named_hit(scope)
 
-    hot: ASGIApp = api.HotPath(app, named_hit)
-    inner = FaultInjection(hot) if settings.fault_injection else hot
-    identify = Authenticator(ring, settings.trusted_proxies).identify
-    return Telemetry(inner, identify=identify, metrics=metrics, endpoint_of=api.endpoint_of, audit=audit)
+    return Telemetry(
+        FaultInjection(app) if settings.fault_injection else app,
+        identify=Authenticator(ring, settings.trusted_proxies).identify,
+        metrics=metrics,
+        endpoint_of=api.endpoint_of,
+        audit=audit,
+        at_once=None if settings.fault_injection else (api.QUERY, named_hit),
+    )
 
 
 def _audit_log(settings: Settings, metrics: Metrics) -> AuditLog | None:

@@ -14,8 +14,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .catalogue import Freshness
 from .engine import Answer
@@ -36,8 +35,7 @@ _JITTER = 0.1
 _REMEMBERED_FAILURES = 1000
 
 
-@dataclass(frozen=True)
-class Served:
+class Served(NamedTuple):
     """An answer and how it was come by; `answer` holds the engine's timings when this call or its flight ran it."""
 
     entry: Entry
@@ -68,9 +66,12 @@ class Cache:
             self._spawn(self._redis.tend())
 
     def fresh_in_memory(self, key: CacheKey) -> Entry | None:
-        """The hot path: a fresh entry of this process, without awaiting anything. Counts the hit."""
+        """The hot path: a fresh entry of this process, without awaiting anything. Counts the hit.
+
+        None for a large one too: sending that may have to wait for its reader.
+        """
         entry = self._memory.get(key.text)
-        if entry is None or not entry.is_fresh(time.time()):
+        if entry is None or not entry.is_fresh(time.time()) or entry.raw_bytes >= LARGE_BYTES:
             return None
         self._count(Served(entry, "hit", "memory"))
         return entry

@@ -108,6 +108,11 @@ class Entry:
         """What the entry takes of the memory tier's budget: body, texts (its key holds the label again), the rest."""
         return len(self.body) + 2 * sys.getsizeof(self.label) + _OVERHEAD_BYTES
 
+    @property
+    def raw_bytes(self) -> int:
+        """The answer's length in bytes."""
+        return len(self.body) if not self.compressed else zstandard.frame_content_size(self.body)
+
     def raw(self) -> bytes:
         """The answer's bytes. Raises `CorruptEntry`."""
         if not self.compressed:

@@ -7,8 +7,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
@@ -32,8 +33,11 @@ _T = TypeVar("_T")
 
 def header(scope: Scope, name: bytes) -> bytes:
     """All values of a header, joined; empty without one."""
-    values = [value for key, value in scope["headers"] if key == name]
-    return b",".join(values) if values else b""
+    found = b""
+    for key, value in scope["headers"]:
+        if key == name:
+            found = found + b"," + value if found else value
+    return found
 
 
 def query_pairs(scope: Scope) -> list[tuple[str, str]]:
@@ -194,30 +198,74 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def respond(scope: Scope, result: Result, quota: Quota) -> Response:
     """The result with its freshness headers, or 304 when the client holds it already."""
-    served, entry = result.served, result.served.entry
-    now = time.time()
+    passing = _passing(scope, result, quota)
+    lasting = _lasting_headers(*_what_lasts(result))
+    if _matches(header(scope, b"if-none-match"), result.served.entry.etag):
+        return Ready(b"", 304, [*lasting, *passing])
+    body = result.served.entry.raw()
+    return Ready(body, 200, [*lasting, *passing, (b"content-length", b"%d" % len(body))])
+
+
+class Whole(NamedTuple):
+    """An answer that can be written as it is: status, the lines of its head (each ended), body."""
+
+    status: int
+    head: bytes
+    body: bytes
+
+
+def respond_whole(scope: Scope, result: Result, quota: Quota) -> Whole:
+    """The same answer as `respond` gives, for a connection that takes bytes."""
+    head = _lasting_lines(*_what_lasts(result)) + lines(_passing(scope, result, quota))
+    if _matches(header(scope, b"if-none-match"), result.served.entry.etag):
+        return Whole(304, head, b"")
+    body = result.served.entry.raw()
+    return Whole(200, b"%scontent-length: %d\r\n" % (head, len(body)), body)
+
+
+def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they stand in an answer of HTTP/1.1."""
+    return b"".join([b"%s: %s\r\n" % pair for pair in headers])
+
+
+def _what_lasts(result: Result) -> tuple[Format, str, str, int, bool]:
+    entry = result.served.entry
+    return result.fmt, result.snapshot_id, entry.etag, entry.row_count, entry.truncated
+
+
+def _lasting_headers(
+    fmt: Format, snapshot_id: str, etag: str, row_count: int, truncated: bool
+) -> list[tuple[bytes, bytes]]:
+    """The headers that are the same as long as an answer is."""
+    return [
+        (b"content-type", MEDIA_TYPES[fmt].encode()),
+        (b"etag", etag.encode()),
+        (b"x-data-version", snapshot_id.encode()),
+        (b"x-row-count", b"%d" % row_count),
+        (b"x-truncated", b"true" if truncated else b"false"),
+        _VARY,
+    ]
+
+
+@lru_cache(maxsize=8192)
+def _lasting_lines(fmt: Format, snapshot_id: str, etag: str, row_count: int, truncated: bool) -> bytes:
+    return lines(_lasting_headers(fmt, snapshot_id, etag, row_count, truncated))
+
+
+def _passing(scope: Scope, result: Result, quota: Quota) -> list[tuple[bytes, bytes]]:
+    """The headers that are of this moment and this client."""
+    served, entry, now = result.served, result.served.entry, time.time()
     remaining = max(0, int(entry.fresh_until - now))
-    headers = [
-        (b"content-type", MEDIA_TYPES[result.fmt].encode()),
+    return [
         (b"x-cache", served.result.encode()),
         (b"age", b"%d" % max(0, now - entry.created_at)),
-        (b"etag", entry.etag.encode()),
         (
             b"cache-control",
             b"private, max-age=%d, stale-while-revalidate=%d" % (remaining, result.freshness.stale_seconds),
         ),
-        (b"x-data-version", result.snapshot_id.encode()),
-        (b"x-row-count", b"%d" % entry.row_count),
-        (b"x-truncated", b"true" if entry.truncated else b"false"),
-        _VARY,
+        (b"server-timing", log_result(scope, result)),
         *quota.headers(),
     ]
-    headers.append((b"server-timing", log_result(scope, result)))
-    if _matches(header(scope, b"if-none-match"), entry.etag):
-        return Ready(b"", 304, headers)
-    body = entry.raw()
-    headers.append((b"content-length", b"%d" % len(body)))
-    return Ready(body, 200, headers)
 
 
 def log_result(scope: Scope, result: Result) -> bytes:

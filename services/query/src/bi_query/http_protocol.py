@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with bounds on a request's head, and our error shape for what is no HTTP.
+"""uvicorn's HTTP protocol with bounds on a request's head, our error shape for what is no HTTP, and a short way for answers
+that are at hand.
 
 Without a bound the parser gathers a header that never ends, at a cost that grows with its square: one connection could
 take all the memory and all of the event loop.
@@ -7,12 +8,14 @@ take all the memory and all of the event loop.
 from __future__ import annotations
 
 import random
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .errors import PROBLEM_MEDIA_TYPE, BadRequest, HeadersTooLarge, ProblemError
+from .http_io import Whole, lines
 
 MAX_HEAD_BYTES = 262_144
 """A head still incomplete after this much is cut off; smaller ones are judged by the application."""
@@ -27,11 +30,23 @@ class CountsRefusals(Protocol):
         """One request was refused with `status`."""
 
 
+@runtime_checkable
+class AnswersAtOnce(Protocol):
+    """An application that can give some answers without waiting for anything."""
+
+    def at_once(self, scope: Scope) -> Whole | None:
+        """The answer, or None: call the application."""
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     _in_head = False
     _head_bytes = 0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._at_once = self.app.at_once if isinstance(self.app, AnswersAtOnce) else _knows_none
 
     def data_received(self, data: bytes) -> None:
         """Parse, and give up on a head that does not end."""
@@ -54,6 +69,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.url = self.url[:_MAX_URL_BYTES]
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Answer here and now if that is possible: a task and two messages would cost more than most cached answers."""
+        answer = self._at_once(cast(Scope, cycle.scope)) if self._is_plain(cycle) else None
+        if answer is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        status_line, default = STATUS_LINE[answer.status], lines(self.server_state.default_headers)
+        self.transport.write(b"%s%s%s\r\n%s" % (status_line, default, answer.head, answer.body))
+        cycle.response_started = cycle.response_complete = True
+        self.on_response_complete()
+
+    def _is_plain(self, cycle: RequestResponseCycle) -> bool:
+        """Whether nothing but this answer is to be thought of: no earlier one under way, none waiting for its turn, the
+        connection stays open and takes bytes."""
+        return cycle.keep_alive and not (self.pipeline or self.flow.write_paused or cycle.waiting_for_100_continue)
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed."""
         self._refuse(BadRequest("bad_request", msg), b"Bad Request")
@@ -69,3 +100,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
         if isinstance(self.app, CountsRefusals):
             self.app.refused(problem.status)
+
+
+def _knows_none(_: Scope) -> None:
+    return None

@@ -7,7 +7,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 
 import orjson
 
@@ -29,8 +31,7 @@ _REMEMBERED_SQL = 2048
 _REMEMBERED_SQL_CHARS = 4096
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """A served answer, with the snapshot it is of and the freshness it is under."""
 
     served: Served
@@ -112,8 +113,8 @@ class QueryService:
     def _named_key(
         self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str, limits: Limits | None = None
     ) -> CacheKey:
-        digest = bound.query.digest + _suffix(limits)
-        return CacheKey(snapshot.id, scope, bound.query.name, bound.text, fmt, digest)
+        query = bound.query
+        return _key(snapshot.id, scope, query.name, bound.text, fmt, query.digest + _suffix(limits))
 
     async def ad_hoc(
         self,
@@ -192,6 +193,11 @@ class QueryService:
     def close(self) -> None:
         """Let the parser thread go."""
         self._parser_thread.shutdown(wait=False, cancel_futures=True)
+
+
+@lru_cache(maxsize=8192)
+def _key(snapshot_id: str, scope: str, query: str, text: str, fmt: Format, digest: str) -> CacheKey:
+    return CacheKey(snapshot_id, scope, query, text, fmt, digest)
 
 
 def _suffix(limits: Limits | None) -> str:

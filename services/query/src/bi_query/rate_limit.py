@@ -14,9 +14,10 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from limits import RateLimitItem, parse_many
 from limits.storage import Storage
@@ -39,15 +40,20 @@ return {value, redis.call('pttl', KEYS[1])}
 """
 
 
+class _Bucket(NamedTuple):
+    """A client's hits on a route under one limit; `key` as slowapi's limiter makes it."""
+
+    key: str
+    item: RateLimitItem
+    amount: int
+    seconds: int
+
+
 @lru_cache(maxsize=65_536)
-def bucket_key(item: RateLimitItem, route: str, client: str) -> str:
-    """The name of a client's bucket on a route, as slowapi's limiter makes it."""
-    return item.key_for(route, client)
-
-
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> list[RateLimitItem]:
-    return parse_many(text)
+def _buckets(limits: str, route: str, client: str) -> tuple[_Bucket, ...]:
+    """By the limits' text: hashing a limit itself, at each request, would take longer than counting the hit."""
+    items = parse_many(limits)
+    return tuple(_Bucket(item.key_for(route, client), item, item.amount, item.get_expiry()) for item in items)
 
 
 @dataclass
@@ -126,8 +132,7 @@ class WindowStorage(Storage):
         self.dirty &= self.windows.keys()
 
 
-@dataclass(frozen=True)
-class Quota:
+class Quota(NamedTuple):
     """What a client may still do: the header values of one answer."""
 
     limit: int
@@ -160,10 +165,8 @@ class ClientLimiter(Limiter):
             )
         self._metrics = metrics
         self._settings = settings
-        self._default = parse_many(settings.rate_limit)
-        self._routes: Mapping[str, list[RateLimitItem]] = {
-            route: parse_many(text) for route, text in settings.rate_limit_routes.items()
-        }
+        for text in (settings.rate_limit, *settings.rate_limit_routes.values()):
+            parse_many(text)  # a ValueError says what is wrong, before the first request
 
     @property
     def windows(self) -> WindowStorage:
@@ -177,13 +180,14 @@ class ClientLimiter(Limiter):
         `own_limit` (`count/period`) stands in for the service's limits.
         """
         tightest: Quota | None = None
-        for item in self._routes.get(route, self._default) if own_limit is None else _parsed(own_limit):
-            key = bucket_key(item, route, client)
+        windows = self.windows
+        limits = own_limit or self._settings.rate_limit_routes.get(route) or self._settings.rate_limit
+        for key, item, amount, seconds in _buckets(limits, route, client):
             # What the limiter's fixed-window strategy does in hit(), with the key made once.
-            count = self.windows.incr(key, item.get_expiry())
-            reset = max(1, math.ceil(self.windows.seconds_left(key)))
-            quota = Quota(item.amount, max(0, item.amount - count), reset, item.get_expiry())
-            if count > item.amount:
+            count = windows.incr(key, seconds)
+            reset = max(1, math.ceil(windows.seconds_left(key)))
+            quota = Quota(amount, max(0, amount - count), reset, seconds)
+            if count > amount:
                 self._metrics.rate_limit_rejections.labels(route).inc()
                 raise RateLimited(
                     "rate_limited",

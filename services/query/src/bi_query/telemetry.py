@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Principal
 from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, ProblemError, QueryCancelled
+from .http_io import Whole
 from .metrics import UNMATCHED_ENDPOINT, Metrics
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,10 @@ class RequestLog:
 class Telemetry:
     """Wraps the application. `scope["state"]` carries `principal` and `endpoint` to inner rooms,
     and back what they add to the request's line (`log`) and to the audit log's alone (`audit`), and the status to count
-    where the one sent says less (`counted_status`: to MCP a tool's error is a success of HTTP)."""
+    where the one sent says less (`counted_status`: to MCP a tool's error is a success of HTTP).
+
+    `at_once` is an endpoint and who may know an answer to its GETs without waiting: see `Telemetry.at_once`.
+    """
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class Telemetry:
         endpoint_of: Callable[[str], str],
         audit: Callable[[Mapping[str, Any]], None] | None = None,
         write_line: Callable[[Mapping[str, Any]], None] | None = None,
+        at_once: tuple[str, Callable[[Scope], Whole | None]] | None = None,
     ) -> None:
         self._app = app
         self._identify = identify
@@ -105,33 +110,62 @@ class Telemetry:
         self._metrics = metrics
         self._endpoint_of = endpoint_of
         self._write_line = write_line or RequestLog()
+        self._quick_endpoint, self._quick = at_once or ("", _knows_none)
+
+    def at_once(self, scope: Scope) -> Whole | None:
+        """The answer, where it can be given without waiting for anything; counted and logged like every other.
+
+        None: call the application with the same scope. It goes on with what was begun here, so that nothing is counted
+        twice.
+        """
+        endpoint = self._endpoint_of(scope["path"])
+        if endpoint != self._quick_endpoint or scope["method"] != "GET" or _is_large(scope):
+            return None
+        state = self._begin(scope, endpoint)
+        try:
+            answer = self._quick(scope)
+        except Exception as error:  # told by the application's side, which knows how
+            state["refusal"] = error
+            return None
+        if answer is None:
+            return None
+        head = b"%sx-request-id: %s\r\n" % (answer.head, state["request_id"].encode())
+        self._record(scope, state, answer.status, len(answer.body))
+        return Whole(answer.status, head, answer.body)
+
+    def _begin(self, scope: Scope, endpoint: str) -> dict[str, Any]:
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["started"] = time.perf_counter()
+        state["endpoint"] = endpoint
+        state["request_id"] = _request_id(scope)
+        state["principal"] = self._identify(scope)
+        state["log"], state["audit"] = {}, {}
+        return state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
-        request_id = _request_id(scope)
-        endpoint = self._endpoint_of(scope["path"])
-        principal = self._identify(scope)
-        fields: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(
-            principal=principal, endpoint=endpoint, log=fields, audit={}, request_id=request_id
-        )
+        state = scope.get("state", {})
+        if "started" not in state:
+            state = self._begin(scope, self._endpoint_of(scope["path"]))
         sent: dict[str, int] = {"status": 0, "bytes": 0}
+        request_id = state["request_id"].encode()
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 sent["status"] = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             elif message["type"] == "http.response.body":
                 sent["bytes"] += len(message.get("body", b""))
             await send(message)
 
         self._metrics.in_progress += 1
         try:
-            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            if "refusal" in state:
+                raise state["refusal"]
+            if _is_large(scope):
                 detail = f"the request's headers are larger than {MAX_HEADER_BYTES} bytes"
                 raise HeadersTooLarge("headers_too_large", detail)
             await self._app(scope, receive, send_counted)
@@ -144,7 +178,7 @@ class Telemetry:
             await self._fail(error, scope, sent, send_counted)
         finally:
             self._metrics.in_progress -= 1
-            self._record(scope, endpoint, sent, time.perf_counter() - started, fields)
+            self._record(scope, state, sent["status"] or _CLIENT_GONE_STATUS, sent["bytes"])
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it reached this layer: bytes that are no HTTP."""
@@ -158,18 +192,15 @@ class Telemetry:
         if not sent["status"]:
             await send_problem(problem, state, send)
 
-    def _record(
-        self, scope: Scope, endpoint: str, sent: Mapping[str, int], seconds: float, fields: Mapping[str, Any]
-    ) -> None:
+    def _record(self, scope: Scope, state: dict[str, Any], status: int, sent_bytes: int) -> None:
+        seconds = time.perf_counter() - state["started"]
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        status = sent["status"] or _CLIENT_GONE_STATUS
         if status < 400:
-            status = scope["state"].get("counted_status", status)
+            status = state.get("counted_status", status)
+        endpoint: str = state["endpoint"]
         self._metrics.observe_request(method, endpoint, status, seconds)
-        path = scope["path"]
-        if path in _QUIET:
+        if scope["path"] in _QUIET:
             return
-        state = scope["state"]
         principal: Principal = state["principal"]
         if endpoint != UNMATCHED_ENDPOINT and principal.role is not None:
             self._metrics.users.saw(principal.client)
@@ -183,12 +214,20 @@ class Telemetry:
             "endpoint": endpoint,
             "status": status,
             "seconds": round(seconds, 6),
-            "bytes": sent["bytes"],
-            **fields,
+            "bytes": sent_bytes,
+            **state["log"],
         }
         self._write_line(line)
         if self._audit is not None and endpoint.startswith(_AUDITED):
             self._audit({**line, **state["audit"], **_identity(principal)})
+
+
+def _knows_none(_: Scope) -> None:
+    return None
+
+
+def _is_large(scope: Scope) -> bool:
+    return sum([len(name) + len(value) for name, value in scope["headers"]]) > MAX_HEADER_BYTES
 
 
 def _identity(principal: Principal) -> dict[str, str | None]:
