@@ -32,7 +32,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 MAX_HEADER_BYTES = 32_768
 _CLIENT_GONE_STATUS = 499
 _FLUSH_SECONDS = 0.1
-_FLUSH_LINES = 500
+_FLUSH_BYTES = 32_768
 _AUDITED = ("/api/", "/mcp")
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
@@ -65,24 +65,24 @@ class RequestLog:
     """The request log: JSON lines on standard output, written a few at a time, at most `_FLUSH_SECONDS` late."""
 
     def __init__(self) -> None:
-        self._lines: list[bytes] = []
+        self._text = bytearray()  # not a list of lines: see AuditLog
 
     def __call__(self, fields: Mapping[str, Any]) -> None:
         """Add a line (event loop only)."""
-        if not self._lines:
+        if not self._text:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        self._lines.append(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
-        if len(self._lines) >= _FLUSH_LINES:
+        self._text += orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        if len(self._text) >= _FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write what has gathered. A reader that went away must not take the service with it."""
-        lines, self._lines = self._lines, []
         try:
-            sys.stdout.buffer.write(b"".join(lines))
+            sys.stdout.buffer.write(self._text)
             sys.stdout.buffer.flush()
         except (OSError, ValueError):
             logger.debug("request log not written")
+        self._text.clear()
 
 
 class Telemetry:
