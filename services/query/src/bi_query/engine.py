@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,15 +20,14 @@ import duckdb
 
 from .engine_errors import ThreadPanicked, translate
 from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
-from .formats import PROBE_PREFIX, Encoded, Format, Limits, Plan, encode, make_plan
+from .formats import PROBE_PREFIX, Encoded, Format, Limits, encode
 from .metrics import Metrics
+from .plans import Plans
 from .settings import Settings
 from .snapshot import Snapshot
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
-_MAX_PLANS = 4096
-_REMEMBERED_SQL_CHARS = 4096
 
 Stop = Literal["timeout", "cancelled"]
 
@@ -63,7 +61,7 @@ class Answer:
 class _Call:
     """One execution in a worker thread, and the handle that stops it from the event loop."""
 
-    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: _Plans) -> None:
+    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: Plans) -> None:
         self._snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._stopped = False
@@ -84,7 +82,7 @@ class _Call:
             started = time.perf_counter()
             for view in job.views:
                 cursor.execute(view)
-            plan = self._plans.get(self._snapshot, cursor, job)
+            plan = self._plans.get(self._snapshot.id, cursor, job.sql, job.params, job.fmt)
             self.prefix_bytes = plan.prefix_bytes
             encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
             usable = True
@@ -111,28 +109,6 @@ class _Call:
                 self._cursor.interrupt()
 
 
-class _Plans:
-    """Remembered plans: the casts a SELECT needs are worked out once per snapshot, format and parameter types."""
-
-    def __init__(self) -> None:
-        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
-
-    def get(self, snapshot: Snapshot, cursor: duckdb.DuckDBPyConnection, job: Job) -> Plan:
-        types = tuple((name, type(value).__name__) for name, value in sorted(job.params.items()))
-        key = (snapshot.id, job.sql, job.fmt, types)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = make_plan(cursor, job.sql, job.params, job.fmt)
-            if (
-                len(job.sql) > _REMEMBERED_SQL_CHARS
-            ):  # thousands of texts as long as a body may be would fill the memory
-                return plan
-            self._plans[key] = plan
-            while len(self._plans) > _MAX_PLANS:
-                self._plans.popitem(last=False)
-        return plan
-
-
 class Engine:
     """Runs jobs on snapshots within the admission limits."""
 
@@ -144,7 +120,7 @@ class Engine:
         self._metrics = metrics
         self._slots = asyncio.Semaphore(settings.max_running_queries)
         self._threads = ThreadPoolExecutor(settings.max_running_queries, thread_name_prefix="query")
-        self._plans = _Plans()
+        self._plans = Plans()
         self._admitted = 0
         self._closing = False
         self._owners: dict[asyncio.Task[Answer], asyncio.Event] = {}
