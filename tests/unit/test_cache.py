@@ -13,7 +13,7 @@ import bi_query.invalidation
 import pytest
 from bi_query.cache import Cache, Served
 from bi_query.catalogue import Freshness
-from bi_query.engine import Answer
+from bi_query.engine_call import Answer
 from bi_query.entries import CacheKey
 from bi_query.formats import Encoded
 from bi_query.metrics import Metrics

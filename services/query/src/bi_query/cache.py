@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .catalogue import Freshness
-from .engine import Answer
+from .engine_call import Answer
 from .entries import LARGE_BYTES, CacheKey, Entry, compress, make_etag
 from .flights import LEASE_MS, Flight, Flights, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
