@@ -13,10 +13,12 @@ from typing import Any
 import duckdb
 import orjson
 import pytest
+from bi_query import engine as engine_module
 from bi_query import engine_call
 from bi_query.engine import Engine
 from bi_query.engine_call import Answer, Job
 from bi_query.engine_errors import QueryFailed
+from bi_query.entries import Packed, make_etag, pack
 from bi_query.errors import Overloaded, ProblemError, QueryTimeout, SqlRefused
 from bi_query.metrics import AD_HOC, Metrics
 from bi_query.settings import Settings
@@ -322,6 +324,29 @@ def test_what_is_cut_is_said_to_be_cut(published: Small, limits: dict[str, int],
             assert b.number("bi_engine_truncated_results_total", query=AD_HOC) == 1
             whole = await b.ask("select i from range(7) r(i)")
             assert whole.encoded.truncated is False
+
+    asyncio.run(story())
+
+
+def test_an_answer_is_tagged_and_compressed_on_the_thread_that_computed_it(
+    published: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop a large one would hold everybody up, and even a small one lets the interpreter go."""
+    packers: list[str] = []
+
+    def noted(raw: bytes) -> Packed:
+        packers.append(threading.current_thread().name)
+        return pack(raw)
+
+    monkeypatch.setattr(engine_module, "pack", noted)
+
+    async def story() -> None:
+        async with bench(published) as b:
+            answer = await b.ask("select repeat('x', 100000) as x")
+            assert [name.partition("_")[0] for name in packers] == ["query"]
+            assert answer.packed.etag == make_etag(answer.encoded.body)
+            assert answer.packed.compressed
+            assert len(answer.packed.body) < 1000 < len(answer.encoded.body)
 
     asyncio.run(story())
 

@@ -20,6 +20,7 @@ import duckdb
 
 from .engine_call import Answer, Call, Job
 from .engine_errors import ThreadPanicked, translate
+from .entries import Packed, pack
 from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
 from .formats import Encoded, Limits
 from .metrics import Metrics
@@ -45,14 +46,16 @@ class _Run:
         self.stopped: Stop | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.encoded: Encoded | None = None
+        self.packed: Packed | None = None
         self.engine_seconds = 0.0
         self.error: Exception | None = None
 
     def execute(self) -> None:
-        """Blocking: run the query; afterwards either `encoded` or `error` is set (worker thread)."""
+        """Blocking: run the query; afterwards either `packed` or `error` is set (worker thread)."""
         try:
             self.encoded, total_seconds = self.call()
             self.engine_seconds = total_seconds - self.encoded.encode_seconds
+            self.packed = pack(self.encoded.body)
         except Exception as error:
             self.error = error
         except BaseException as error:  # unheard it would leave a caller waiting for ever
@@ -197,16 +200,16 @@ class Engine:
                 error = self._failure(run, run.error)
         if self._closing and not self._admitted:
             self._quiet.set()
-        if error is None:
-            assert run.encoded is not None  # noqa: S101 - narrows the type; `execute` sets it or `error`
-            self._count(run.job, run.encoded)
-        if run.answer.done():
-            return
         if error is not None:
             error.__cause__ = run.error
-            run.answer.set_exception(error)
-        elif run.encoded is not None:
-            run.answer.set_result(Answer(run.encoded, queue_seconds, run.engine_seconds))
+            if not run.answer.done():
+                run.answer.set_exception(error)
+            return
+        assert run.encoded is not None  # noqa: S101 - narrows the type; `execute` sets it or `error`
+        assert run.packed is not None  # noqa: S101
+        self._count(run.job, run.encoded)
+        if not run.answer.done():
+            run.answer.set_result(Answer(run.encoded, run.packed, queue_seconds, run.engine_seconds))
 
     def _count(self, job: Job, encoded: Encoded) -> None:
         self._metrics.engine_queries.labels(job.query, "ok").inc()

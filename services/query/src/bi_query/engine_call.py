@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import duckdb
 
 from .engine_errors import ThreadPanicked
+from .entries import Packed
 from .formats import PROBE_PREFIX, Encoded, Format, Limits, encode
 from .plans import Plans
 from .snapshot import Snapshot
@@ -35,9 +36,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """An encoded result and where its time went, in seconds (encoding: `encoded.encode_seconds`)."""
+    """An encoded result, as sent and as stored, and where its time went, in seconds (encoding: in `encoded`)."""
 
     encoded: Encoded
+    packed: Packed
     queue_seconds: float
     engine_seconds: float
 

@@ -215,7 +215,7 @@ def respond(scope: Scope, result: Result, quota: Quota) -> Response:
     headers.append((b"server-timing", log_result(scope, result)))
     if _matches(header(scope, b"if-none-match"), entry.etag):
         return Ready(b"", 304, headers)
-    body = entry.raw()
+    body = entry.raw() if served.answer is None else served.answer.encoded.body
     headers.append((b"content-length", b"%d" % len(body)))
     return Ready(body, 200, headers)
 
