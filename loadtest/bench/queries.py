@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 
 from bi_query.catalogue import NamedQuery, load_catalogue
-from bi_query.engine import Engine, Job
+from bi_query.engine import Engine
+from bi_query.engine_call import Job
 from bi_query.inputs import inputs
 from bi_query.metrics import Metrics
 from bi_query.parameters import Value

@@ -14,8 +14,11 @@ import duckdb
 import orjson
 import pytest
 from bi_query import engine as engine_module
-from bi_query.engine import Answer, Engine, Job
+from bi_query import engine_call
+from bi_query.engine import Engine
+from bi_query.engine_call import Answer, Job
 from bi_query.engine_errors import QueryFailed
+from bi_query.entries import Packed, make_etag, pack
 from bi_query.errors import Overloaded, ProblemError, QueryTimeout, SqlRefused
 from bi_query.metrics import AD_HOC, Metrics
 from bi_query.settings import Settings
@@ -163,7 +166,7 @@ def test_the_lower_of_the_two_time_outs_holds(
 def test_the_engine_s_own_limit_stops_a_query_whose_interrupts_are_all_lost(
     published: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module._Call, "interrupt", lambda self: None)
+    monkeypatch.setattr(engine_call.Call, "interrupt", lambda self: None)
 
     async def story() -> None:
         async with bench(published, query_timeout_seconds=0.1) as b:
@@ -224,9 +227,7 @@ def test_an_interrupt_that_comes_late_reaches_nobody(published: Small, monkeypat
 
     async def story() -> None:
         async with bench(published) as b:
-            call = engine_module._Call(
-                b.snapshot, Job(AD_HOC, "select 1", {}, "json"), b.engine._limits, b.engine._plans
-            )
+            call = engine_call.Call(b.snapshot, Job(AD_HOC, "select 1", {}, "json"), b.engine._limits, b.engine._plans)
             give_back = b.snapshot.give_back
 
             def given(cursor: duckdb.DuckDBPyConnection) -> None:
@@ -250,9 +251,7 @@ def test_interrupts_and_the_end_of_a_query_exclude_each_other(published: Small) 
 
     async def story() -> None:
         async with bench(published) as b:
-            call = engine_module._Call(
-                b.snapshot, Job(AD_HOC, "select 1", {}, "json"), b.engine._limits, b.engine._plans
-            )
+            call = engine_call.Call(b.snapshot, Job(AD_HOC, "select 1", {}, "json"), b.engine._limits, b.engine._plans)
             sending, may_go = threading.Event(), threading.Event()
 
             class Slow:
@@ -329,6 +328,29 @@ def test_what_is_cut_is_said_to_be_cut(published: Small, limits: dict[str, int],
     asyncio.run(story())
 
 
+def test_an_answer_is_tagged_and_compressed_on_the_thread_that_computed_it(
+    published: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop a large one would hold everybody up, and even a small one lets the interpreter go."""
+    packers: list[str] = []
+
+    def noted(raw: bytes) -> Packed:
+        packers.append(threading.current_thread().name)
+        return pack(raw)
+
+    monkeypatch.setattr(engine_module, "pack", noted)
+
+    async def story() -> None:
+        async with bench(published) as b:
+            answer = await b.ask("select repeat('x', 100000) as x")
+            assert [name.partition("_")[0] for name in packers] == ["query"]
+            assert answer.packed.etag == make_etag(answer.encoded.body)
+            assert answer.packed.compressed
+            assert len(answer.packed.body) < 1000 < len(answer.encoded.body)
+
+    asyncio.run(story())
+
+
 class Panic(BaseException):
     """As native code raises through pyo3: not an `Exception`."""
 
@@ -343,7 +365,7 @@ def test_a_thread_that_gives_up_is_a_500_not_a_hang(
     async def story() -> None:
         async with bench(published, max_running_queries=1) as b:
             with monkeypatch.context() as patch:
-                patch.setattr(engine_module, "encode", fail)
+                patch.setattr(engine_call, "encode", fail)
                 for _ in range(3):
                     with pytest.raises(ProblemError) as raised:
                         await asyncio.wait_for(b.ask("select 1"), PATIENCE_SECONDS)
@@ -462,7 +484,7 @@ def test_whatever_happens_slots_come_back(published: Small, steps: list[tuple[st
                 if isinstance(result, Answer):
                     assert orjson.loads(result.encoded.body)["rows"] == [[7]]
             await b.until(lambda: b.running() == b.waiting() == 0)
-            assert b.engine._admitted == 0
+            assert not b.engine._admitted
             assert await b.value("select 7") == 7
 
     asyncio.run(story())

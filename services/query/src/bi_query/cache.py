@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
 from .catalogue import Freshness
-from .engine import Answer
-from .entries import LARGE_BYTES, CacheKey, Entry, compress, make_etag
+from .engine_call import Answer
+from .entries import LARGE_BYTES, CacheKey, Entry
 from .flights import LEASE_MS, Flight, Flights, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
@@ -109,7 +109,7 @@ class Cache:
         epoch = await self._redis.epoch() if self._redis is not None else None
         started = time.monotonic()
         answer = await compute()
-        entry = await _make_entry(key, freshness, answer)
+        entry = _make_entry(key, freshness, answer)
         if self._keep(key, entry, started) and self._redis is not None and epoch is not None:
             self._spawn(self._redis.set(key, entry, epoch))
         return Served(entry, "bypass", "none", answer)
@@ -174,7 +174,7 @@ class Cache:
         entry: Entry | None = None
         try:
             answer = await compute()
-            made = await _make_entry(key, freshness, answer)
+            made = _make_entry(key, freshness, answer)
             if self._keep(key, made, started):
                 entry = made
             return Served(made, "miss", "none", answer)
@@ -256,27 +256,20 @@ class Cache:
             await self._redis.close()
 
 
-async def _make_entry(key: CacheKey, freshness: Freshness, answer: Answer) -> Entry:
+def _make_entry(key: CacheKey, freshness: Freshness, answer: Answer) -> Entry:
     now = time.time()
     # Entries made together should not expire together; jitter only ever shortens.
     fresh_until = now + freshness.fresh_seconds * (1 - random.uniform(0, _JITTER))  # noqa: S311 - spread, not secrecy
-    raw = answer.encoded.body
-    packed = await asyncio.to_thread(_pack, raw) if len(raw) >= LARGE_BYTES else _pack(raw)
-    etag, body, compressed = packed
     return Entry(
         query=key.query,
         label=key.label,
         created_at=now,
         fresh_until=fresh_until,
         stale_until=fresh_until + freshness.stale_seconds,
-        etag=etag,
+        etag=answer.packed.etag,
         row_count=answer.encoded.row_count,
         truncated=answer.encoded.truncated,
         engine_seconds=answer.engine_seconds + answer.encoded.encode_seconds,
-        compressed=compressed,
-        body=body,
+        compressed=answer.packed.compressed,
+        body=answer.packed.body,
     )
-
-
-def _pack(raw: bytes) -> tuple[str, bytes, bool]:
-    return make_etag(raw), *compress(raw)

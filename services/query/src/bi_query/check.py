@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .catalogue import Catalogue, NamedQuery, Problem
-from .engine import Engine, Job
+from .engine import Engine
+from .engine_call import Job
 from .engine_errors import QueryFailed
 from .errors import BiQueryError
 from .metrics import Metrics

@@ -2,7 +2,7 @@
 
 At most `max_connections` queries are admitted; of these `max_running_queries` execute, each on a thread of its own, and
 the others wait at most `queue_timeout_seconds`. What does not fit is refused with 503 and `Retry-After`. Nothing here
-blocks the event loop.
+blocks the event loop, and no thread waits for it: one that is free takes the next query itself.
 """
 
 from __future__ import annotations
@@ -11,145 +11,81 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import duckdb
 
+from .engine_call import Answer, Call, Job
 from .engine_errors import ThreadPanicked, translate
+from .entries import Packed, pack
 from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
-from .formats import PROBE_PREFIX, Encoded, Format, Limits, Plan, encode, make_plan
+from .formats import Encoded, Limits
 from .metrics import Metrics
+from .plans import Plans
 from .settings import Settings
 from .snapshot import Snapshot
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
-_MAX_PLANS = 4096
-_REMEMBERED_SQL_CHARS = 4096
 
 Stop = Literal["timeout", "cancelled"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own.
+class _Run:
+    """One admitted job, from its admission to its end; everything but `call` belongs to the event loop."""
 
-    `views` are run before it, in a connection that nothing else uses afterwards. `limits` None means the service's own;
-    they only ever make those narrower.
-    """
+    def __init__(self, job: Job, call: Call, timeout_seconds: float, lease: contextlib.ExitStack) -> None:
+        self.job, self.call, self.timeout_seconds, self.lease = job, call, timeout_seconds, lease
+        self.loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer] = self.loop.create_future()
+        self.queued_at = time.perf_counter()
+        self.started_at: float | None = None
+        self.stopped: Stop | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.encoded: Encoded | None = None
+        self.packed: Packed | None = None
+        self.engine_seconds = 0.0
+        self.error: Exception | None = None
 
-    query: str
-    sql: str
-    params: Mapping[str, object]
-    fmt: Format
-    timeout_seconds: float | None = None
-    views: tuple[str, ...] = ()
-    limits: Limits | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An encoded result and where its time went, in seconds (encoding: `encoded.encode_seconds`)."""
-
-    encoded: Encoded
-    queue_seconds: float
-    engine_seconds: float
-
-
-class _Call:
-    """One execution in a worker thread, and the handle that stops it from the event loop."""
-
-    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: _Plans) -> None:
-        self._snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
-        self._cursor: duckdb.DuckDBPyConnection | None = None
-        self._stopped = False
-        # Held for microseconds: an interrupt is sent either to a cursor that is ours, or not at all. Without it, one could
-        # reach the cursor's next user.
-        self._lock = threading.Lock()
-        self.prefix_bytes = len(PROBE_PREFIX)
-
-    def __call__(self) -> tuple[Encoded, float]:
-        cursor = self._snapshot.new_cursor() if self._job.views else self._snapshot.take_cursor()
-        with self._lock:
-            self._cursor = cursor
-        usable = False
+    def execute(self) -> None:
+        """Blocking: run the query; afterwards either `packed` or `error` is set (worker thread)."""
         try:
-            if self._stopped:
-                raise duckdb.InterruptException("stopped before it started")
-            job = self._job
-            started = time.perf_counter()
-            for view in job.views:
-                cursor.execute(view)
-            plan = self._plans.get(self._snapshot, cursor, job)
-            self.prefix_bytes = plan.prefix_bytes
-            encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
-            usable = True
-            return encoded, time.perf_counter() - started
-        except Exception:
-            raise
-        except BaseException as error:
-            raise ThreadPanicked(f"{type(error).__name__}: {error}") from error
-        finally:
-            with self._lock:
-                self._cursor = None
-                usable = usable and not self._stopped and not self._job.views
-            if usable:
-                self._snapshot.give_back(cursor)
-            else:
-                with contextlib.suppress(duckdb.Error):
-                    cursor.close()
-
-    def interrupt(self) -> None:
-        """Stop the query. An interrupt sent before execution starts is lost (duckdb-rs#860): call until it has ended."""
-        with self._lock:
-            self._stopped = True
-            if self._cursor is not None:
-                self._cursor.interrupt()
-
-
-class _Plans:
-    """Remembered plans: the casts a SELECT needs are worked out once per snapshot, format and parameter types."""
-
-    def __init__(self) -> None:
-        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
-
-    def get(self, snapshot: Snapshot, cursor: duckdb.DuckDBPyConnection, job: Job) -> Plan:
-        types = tuple((name, type(value).__name__) for name, value in sorted(job.params.items()))
-        key = (snapshot.id, job.sql, job.fmt, types)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = make_plan(cursor, job.sql, job.params, job.fmt)
-            if (
-                len(job.sql) > _REMEMBERED_SQL_CHARS
-            ):  # thousands of texts as long as a body may be would fill the memory
-                return plan
-            self._plans[key] = plan
-            while len(self._plans) > _MAX_PLANS:
-                self._plans.popitem(last=False)
-        return plan
+            self.encoded, total_seconds = self.call()
+            self.engine_seconds = total_seconds - self.encoded.encode_seconds
+            self.packed = pack(self.encoded.body)
+        except Exception as error:
+            self.error = error
+        except BaseException as error:  # unheard it would leave a caller waiting for ever
+            self.error = ThreadPanicked(f"{type(error).__name__}: {error}")
 
 
 class Engine:
     """Runs jobs on snapshots within the admission limits."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._max_admitted = max(settings.max_connections, settings.max_running_queries)
+        self._max_running = settings.max_running_queries
+        self._max_admitted = max(settings.max_connections, self._max_running)
         self._queue_timeout_seconds = settings.queue_timeout_seconds
         self._query_timeout_seconds = settings.query_timeout_seconds
         self._limits = Limits(settings.max_result_rows, settings.max_result_bytes)
         self._metrics = metrics
-        self._slots = asyncio.Semaphore(settings.max_running_queries)
-        self._threads = ThreadPoolExecutor(settings.max_running_queries, thread_name_prefix="query")
-        self._plans = _Plans()
-        self._admitted = 0
+        self._threads = ThreadPoolExecutor(self._max_running, thread_name_prefix="query")
+        self._plans = Plans()
+        self._admitted: set[_Run] = set()
+        # Held for microseconds: a run leaves the queue either to a thread or to its own end, and a slot is free or not.
+        self._lock = threading.Lock()
+        self._waiting: deque[_Run] = deque()
+        self._idle = self._max_running
         self._closing = False
-        self._owners: dict[asyncio.Task[Answer], asyncio.Event] = {}
-        metrics.engine_max_running.set(settings.max_running_queries)
+        self._quiet = asyncio.Event()
+        metrics.engine_max_running.set(self._max_running)
         metrics.engine_max_connections.set(self._max_admitted)
+        # Not the slots taken: one that is free already may have a run whose end the event loop has yet to hear of.
+        metrics.engine_running.set_function(lambda: min(self._max_running, len(self._admitted) - len(self._waiting)))
+        metrics.engine_waiting.set_function(lambda: len(self._waiting))
 
     async def run(self, snapshot: Snapshot, job: Job) -> Answer:
         """Execute `job`. Cancelling the caller stops the query.
@@ -158,92 +94,122 @@ class Engine:
         """
         if self._closing:
             raise self._refusal("shutdown", "the service is stopping; try another replica")
-        if self._admitted >= self._max_admitted:
-            raise self._refusal("queue_full", f"{self._admitted} queries are already admitted; try again shortly")
-        self._admitted += 1
-        stop = asyncio.Event()
-        owner = asyncio.create_task(self._own(snapshot, job, stop))
-        self._owners[owner] = stop
-        owner.add_done_callback(lambda task: self._owners.pop(task, None))
+        if len(self._admitted) >= self._max_admitted:
+            raise self._refusal("queue_full", f"{len(self._admitted)} queries are already admitted; try again shortly")
+        lease = contextlib.ExitStack()
+        lease.enter_context(snapshot.lease())
+        call = Call(snapshot, job, self._limits.within(job.limits), self._plans)
+        timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
+        run = _Run(job, call, timeout_seconds, lease)
+        self._admitted.add(run)
+        self._start_or_queue(run)
+        run.timer = run.loop.call_later(min(self._queue_timeout_seconds, timeout_seconds), self._look_at_the_clock, run)
         try:
-            return await asyncio.shield(owner)
+            return await run.answer
         except asyncio.CancelledError:
-            stop.set()
-            # The owner ends by itself once the thread is free; nobody is left to read its error.
-            owner.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._stop(run, "cancelled")
             raise
 
-    async def _own(self, snapshot: Snapshot, job: Job, stop: asyncio.Event) -> Answer:
-        """Hold the slot, the lease and the thread until the query has really ended, whoever still waits for it."""
-        try:
-            with snapshot.lease():
-                queued_at = time.perf_counter()
-                try:
-                    await self._wait_for_slot(stop)
-                except QueryCancelled:
-                    self._metrics.engine_queries.labels(job.query, "cancelled").inc()
-                    raise
-                finally:  # those who waited in vain waited longest
-                    queue_seconds = time.perf_counter() - queued_at
-                    self._metrics.engine_wait.observe(queue_seconds)
-                try:
-                    return await self._execute(snapshot, job, stop, queue_seconds)
-                finally:
-                    self._slots.release()
-        finally:
-            self._admitted -= 1
+    def _start_or_queue(self, run: _Run) -> None:
+        with self._lock:
+            if self._idle == 0:
+                self._waiting.append(run)
+                return
+            self._idle -= 1
+            run.started_at = run.queued_at
+        self._metrics.engine_wait.observe(0)
+        self._threads.submit(self._work, run)
 
-    async def _wait_for_slot(self, stop: asyncio.Event) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()
+    def _work(self, run: _Run | None) -> None:
+        """Execute `run` and then whatever waits, until nothing does (worker thread)."""
+        while run is not None:
+            run.execute()
+            with self._lock:  # before anyone hears of the end: who hears of it finds the slot free
+                following = self._waiting.popleft() if self._waiting else None
+                if following is None:
+                    self._idle += 1
+                else:
+                    following.started_at = time.perf_counter()
+                    self._metrics.engine_wait.observe(following.started_at - following.queued_at)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and all who waited with it
+                run.loop.call_soon_threadsafe(self._end, run)
+            run = following
+
+    def _look_at_the_clock(self, run: _Run) -> None:
+        """Refuse what waited too long, stop what ran too long, else come back when either may be so."""
+        now = time.perf_counter()
+        if run.started_at is None:
+            left = run.queued_at + self._queue_timeout_seconds - now
+            if left <= 0 and self._leave_queue(run):
+                text = f"no core came free within {self._queue_timeout_seconds:g} s"
+                self._end(run, self._refusal("queue_timeout", text))
+                return
+            left = min(left, run.timeout_seconds) if left > 0 else run.timeout_seconds
+        else:
+            left = run.started_at + run.timeout_seconds - now
+            if left <= 0:
+                self._stop(run, "timeout")
+                return
+        run.timer = run.loop.call_later(left, self._look_at_the_clock, run)
+
+    def _leave_queue(self, run: _Run) -> bool:
+        """Whether `run` still waited; it does no longer."""
+        with self._lock:
+            try:
+                self._waiting.remove(run)
+            except ValueError:
+                return False
+            return True
+
+    def _stop(self, run: _Run, why: Stop) -> None:
+        """End a run that nobody may wait for any longer: at once if it still waits, else as soon as DuckDB lets go."""
+        if run not in self._admitted or run.stopped is not None:
             return
-        self._metrics.engine_waiting.inc()
-        acquiring = asyncio.ensure_future(self._slots.acquire())
-        stopping = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait(
-                {acquiring, stopping}, timeout=self._queue_timeout_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not acquiring.done():
-                if stop.is_set():
-                    raise self._stopped()
-                raise self._refusal("queue_timeout", f"no core came free within {self._queue_timeout_seconds:g} s")
-            if stop.is_set():
-                self._slots.release()
-                raise self._stopped()
-        finally:
-            self._metrics.engine_waiting.dec()
-            stopping.cancel()
-            if not acquiring.done():
-                acquiring.cancel()
+        run.stopped = why
+        if self._leave_queue(run):
+            self._metrics.engine_queries.labels(run.job.query, "cancelled").inc()
+            self._end(run, self._stopped())
+        else:
+            self._interrupt(run)
 
-    async def _execute(self, snapshot: Snapshot, job: Job, stop: asyncio.Event, queue_seconds: float) -> Answer:
-        call = _Call(snapshot, job, self._limits.within(job.limits), self._plans)
-        timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
-        started = time.perf_counter()
-        self._metrics.engine_running.inc()
-        thread = asyncio.get_running_loop().run_in_executor(self._threads, call)
-        stopping = asyncio.ensure_future(stop.wait())
-        stopped: Stop | None = None
-        try:
-            waited: set[asyncio.Future[Any]] = {thread, stopping}
-            await asyncio.wait(waited, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not thread.done():
-                stopped = "cancelled" if stop.is_set() else "timeout"
-                while not thread.done():
-                    call.interrupt()
-                    await asyncio.wait({thread}, timeout=_INTERRUPT_AGAIN_SECONDS)
-            encoded, total_seconds = thread.result()
-        except Exception as error:
-            if isinstance(error, (duckdb.FatalException, duckdb.InternalException)):
-                snapshot.is_broken = True  # DuckDB refuses every later query on this instance
-            raise self._failure(error, job, stopped, timeout_seconds, call.prefix_bytes) from error
-        finally:
-            stopping.cancel()
-            self._metrics.engine_running.dec()
-            self._metrics.engine_execution.labels(job.query).observe(time.perf_counter() - started)
-        self._count(job, encoded)
-        return Answer(encoded, queue_seconds, total_seconds - encoded.encode_seconds)
+    def _interrupt(self, run: _Run) -> None:
+        """Again and again until the query has really ended."""
+        if run in self._admitted:
+            run.call.interrupt()
+            self._set_timer(run, _INTERRUPT_AGAIN_SECONDS, self._interrupt)
+
+    def _set_timer(self, run: _Run, seconds: float, then: Callable[[_Run], None]) -> None:
+        if run.timer is not None:
+            run.timer.cancel()
+        run.timer = run.loop.call_later(seconds, then, run)
+
+    def _end(self, run: _Run, refusal: ProblemError | None = None) -> None:
+        """Count the run, give back what it held and tell its caller, if there is one still (event loop)."""
+        now = time.perf_counter()
+        if run.timer is not None:
+            run.timer.cancel()
+        self._admitted.discard(run)
+        run.lease.close()
+        queue_seconds = (run.started_at or now) - run.queued_at
+        error: BiQueryError | None = refusal
+        if run.started_at is None:
+            self._metrics.engine_wait.observe(queue_seconds)  # those who waited in vain waited longest
+        else:
+            self._metrics.engine_execution.labels(run.job.query).observe(now - run.started_at)
+            if run.error is not None:
+                error = self._failure(run, run.error)
+        if self._closing and not self._admitted:
+            self._quiet.set()
+        if error is not None:
+            error.__cause__ = run.error
+            if not run.answer.done():
+                run.answer.set_exception(error)
+            return
+        assert run.encoded is not None  # noqa: S101 - narrows the type; `execute` sets it or `error`
+        assert run.packed is not None  # noqa: S101
+        self._count(run.job, run.encoded)
+        if not run.answer.done():
+            run.answer.set_result(Answer(run.encoded, run.packed, queue_seconds, run.engine_seconds))
 
     def _count(self, job: Job, encoded: Encoded) -> None:
         self._metrics.engine_queries.labels(job.query, "ok").inc()
@@ -262,27 +228,30 @@ class Engine:
             return self._refusal("shutdown", "the service is stopping and the query took too long; ask again")
         return QueryCancelled("client_closed_request", "the client went away and its query was stopped")
 
-    def _failure(
-        self, error: Exception, job: Job, stopped: Stop | None, timeout_seconds: float, prefix_bytes: int
-    ) -> BiQueryError:
-        interrupted = isinstance(error, duckdb.InterruptException)
-        if interrupted and stopped is None:
+    def _failure(self, run: _Run, error: Exception) -> BiQueryError:
+        job, stopped = run.job, run.stopped
+        if isinstance(error, (duckdb.FatalException, duckdb.InternalException)):
+            run.call.snapshot.is_broken = True  # DuckDB refuses every later query on this instance
+        if isinstance(error, duckdb.InterruptException) and stopped is None:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
         self._metrics.engine_queries.labels(job.query, stopped or "error").inc()
         if stopped == "cancelled":
             return self._stopped()
         if stopped == "timeout":
-            text = f"the query ran longer than {timeout_seconds:g} s and was stopped; narrow it or aggregate more"
+            text = f"the query ran longer than {run.timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)
-        return error if isinstance(error, BiQueryError) else translate(error, job.query, job.sql, prefix_bytes)
+        return error if isinstance(error, BiQueryError) else translate(error, job.query, job.sql, run.call.prefix_bytes)
 
     async def close(self, grace_seconds: float) -> None:
         """Admit nothing more, give running queries `grace_seconds`, then stop them and let the threads go."""
         self._closing = True
-        if self._owners:
-            await asyncio.wait(set(self._owners), timeout=grace_seconds)
-        for stop in list(self._owners.values()):
-            stop.set()
-        if self._owners:
-            await asyncio.wait(set(self._owners), timeout=_STOP_WITHIN_SECONDS)
+        await self._ended_within(grace_seconds)
+        for run in list(self._admitted):
+            self._stop(run, "cancelled")
+        await self._ended_within(_STOP_WITHIN_SECONDS)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _ended_within(self, seconds: float) -> None:
+        if self._admitted:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), seconds)

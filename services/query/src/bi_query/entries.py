@@ -174,6 +174,20 @@ class Entry:
             raise CorruptEntry("the body is not what its tag was made of")
 
 
+@dataclass(frozen=True)
+class Packed:
+    """An answer's bytes as they are stored: their tag, and the body, compressed where that helps."""
+
+    etag: str
+    body: bytes
+    compressed: bool
+
+
+def pack(raw: bytes) -> Packed:
+    """Tag and compress. For a worker thread: hashing lets go of the interpreter, and the loop would wait to have it back."""
+    return Packed(make_etag(raw), *compress(raw))
+
+
 def make_etag(body: bytes) -> str:
     """A strong entity tag: equal bytes, equal tag, on every replica."""
     return '"' + blake2b(body, digest_size=12).hexdigest() + '"'

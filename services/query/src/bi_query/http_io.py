@@ -202,7 +202,8 @@ def respond(scope: Scope, result: Result, quota: Quota) -> Response:
     lasting = _lasting_headers(*_what_lasts(result))
     if _matches(header(scope, b"if-none-match"), result.served.entry.etag):
         return Ready(b"", 304, [*lasting, *passing])
-    body = result.served.entry.raw()
+    answer = result.served.answer
+    body = result.served.entry.raw() if answer is None else answer.encoded.body
     return Ready(body, 200, [*lasting, *passing, (b"content-length", b"%d" % len(body))])
 
 

@@ -16,7 +16,8 @@ import orjson
 from .access import Principal
 from .cache import Cache, Served
 from .catalogue import Catalogue, Freshness, NamedQuery
-from .engine import Answer, Engine, Job
+from .engine import Engine
+from .engine_call import Answer, Job
 from .entries import CacheKey
 from .errors import BadRequest, Forbidden, NotFound, SqlRefused
 from .formats import Format, Limits

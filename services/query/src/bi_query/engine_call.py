@@ -1,0 +1,96 @@
+"""One query in a worker thread: what is asked, what comes back, and the handle that stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+from .engine_errors import ThreadPanicked
+from .entries import Packed
+from .formats import PROBE_PREFIX, Encoded, Format, Limits, encode
+from .plans import Plans
+from .snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own.
+
+    `views` are run before it, in a connection that nothing else uses afterwards. `limits` None means the service's own;
+    they only ever make those narrower.
+    """
+
+    query: str
+    sql: str
+    params: Mapping[str, object]
+    fmt: Format
+    timeout_seconds: float | None = None
+    views: tuple[str, ...] = ()
+    limits: Limits | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An encoded result, as sent and as stored, and where its time went, in seconds (encoding: in `encoded`)."""
+
+    encoded: Encoded
+    packed: Packed
+    queue_seconds: float
+    engine_seconds: float
+
+
+class Call:
+    """One execution in a worker thread, and the handle that stops it from the event loop."""
+
+    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: Plans) -> None:
+        self.snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._stopped = False
+        # Held for microseconds: an interrupt is sent either to a cursor that is ours, or not at all. Without it, one could
+        # reach the cursor's next user.
+        self._lock = threading.Lock()
+        self.prefix_bytes = len(PROBE_PREFIX)
+
+    def __call__(self) -> tuple[Encoded, float]:
+        """Run it: the encoded result, and the seconds it took (blocking)."""
+        cursor = self.snapshot.new_cursor() if self._job.views else self.snapshot.take_cursor()
+        with self._lock:
+            self._cursor = cursor
+        usable = False
+        try:
+            if self._stopped:
+                raise duckdb.InterruptException("stopped before it started")
+            job = self._job
+            started = time.perf_counter()
+            for view in job.views:
+                cursor.execute(view)
+            plan = self._plans.get(self.snapshot.id, cursor, job.sql, job.params, job.fmt)
+            self.prefix_bytes = plan.prefix_bytes
+            encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
+            usable = True
+            return encoded, time.perf_counter() - started
+        except Exception:
+            raise
+        except BaseException as error:
+            raise ThreadPanicked(f"{type(error).__name__}: {error}") from error
+        finally:
+            with self._lock:
+                self._cursor = None
+                usable = usable and not self._stopped and not self._job.views
+            if usable:
+                self.snapshot.give_back(cursor)
+            else:
+                with contextlib.suppress(duckdb.Error):
+                    cursor.close()
+
+    def interrupt(self) -> None:
+        """Stop the query. An interrupt sent before execution starts is lost (duckdb-rs#860): call until it has ended."""
+        with self._lock:
+            self._stopped = True
+            if self._cursor is not None:
+                self._cursor.interrupt()
