@@ -287,6 +287,29 @@ def test_a_query_too_large_for_memory_and_spill_is_refused_and_the_next_works(pu
     asyncio.run(story())
 
 
+def test_named_queries_that_take_each_others_memory_are_answered_all_the_same(published: Small) -> None:
+    """Each fits by itself, no two do."""
+
+    async def story() -> None:
+        async with bench(published, engine_memory_bytes=80 * 2**20, spill_max_bytes=2**20) as b:
+            sql = "select len(list(i)) as n from range(3000000) r(i)"
+            answers = await asyncio.gather(*(b.ask(sql, query="long_list") for _ in range(12)))
+            assert {orjson.loads(answer.encoded.body)["rows"][0][0] for answer in answers} == {3_000_000}
+
+    asyncio.run(story())
+
+
+def test_a_named_query_that_never_gets_its_memory_is_a_503(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, engine_memory_bytes=80 * 2**20, spill_max_bytes=2**20) as b:
+            with pytest.raises(Overloaded) as refused:
+                await b.ask("select len(list(i)) from range(40000000) r(i)", query="too_long_list")
+            assert (refused.value.status, refused.value.code) == (503, "out_of_memory")
+            assert b.number("bi_engine_rejections_total", reason="out_of_memory") == 1
+
+    asyncio.run(story())
+
+
 def test_a_query_that_only_needs_to_spill_is_answered(published: Small) -> None:
     async def story() -> None:
         async with bench(published, engine_memory_bytes=80 * 2**20, max_running_queries=1) as b:

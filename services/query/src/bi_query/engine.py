@@ -19,17 +19,18 @@ from typing import Literal
 import duckdb
 
 from .engine_call import Answer, Call, Job
-from .engine_errors import ThreadPanicked, translate
+from .engine_errors import OUT_OF_MEMORY, ThreadPanicked, translate
 from .entries import Packed, pack
 from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
 from .formats import Encoded, Limits
-from .metrics import Metrics
+from .metrics import AD_HOC, Metrics
 from .plans import Plans
 from .settings import Settings
 from .snapshot import Snapshot
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
+_MEMORY_WAITS_SECONDS = (0.05, 0.15, 0.45, 1.35)
 
 Stop = Literal["timeout", "cancelled"]
 
@@ -37,8 +38,16 @@ Stop = Literal["timeout", "cancelled"]
 class _Run:
     """One admitted job, from its admission to its end; everything but `call` belongs to the event loop."""
 
-    def __init__(self, job: Job, call: Call, timeout_seconds: float, lease: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        job: Job,
+        call: Call,
+        timeout_seconds: float,
+        lease: contextlib.ExitStack,
+        memory_turn: threading.Lock,
+    ) -> None:
         self.job, self.call, self.timeout_seconds, self.lease = job, call, timeout_seconds, lease
+        self.memory_turn = memory_turn
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Answer] = self.loop.create_future()
         self.queued_at = time.perf_counter()
@@ -53,13 +62,27 @@ class _Run:
     def execute(self) -> None:
         """Blocking: run the query; afterwards either `packed` or `error` is set (worker thread)."""
         try:
-            self.encoded, total_seconds = self.call()
+            self.encoded, total_seconds = self._call_patiently()
             self.engine_seconds = total_seconds - self.encoded.encode_seconds
             self.packed = pack(self.encoded.body)
         except Exception as error:
             self.error = error
         except BaseException as error:  # unheard it would leave a caller waiting for ever
             self.error = ThreadPanicked(f"{type(error).__name__}: {error}")
+
+    def _call_patiently(self) -> tuple[Encoded, float]:
+        """The call. A named query that is refused memory asks again: it is known to fit, so another query has taken it, and
+        that one will not get what it wants either."""
+        if self.job.query == AD_HOC:
+            return self.call()
+        with contextlib.suppress(*OUT_OF_MEMORY):
+            return self.call()
+        with self.memory_turn:  # two that ask again would only take it from each other
+            for wait_seconds in _MEMORY_WAITS_SECONDS:
+                time.sleep(wait_seconds)
+                with contextlib.suppress(*OUT_OF_MEMORY):
+                    return self.call()
+            return self.call()
 
 
 class Engine:
@@ -77,6 +100,7 @@ class Engine:
         self._admitted: set[_Run] = set()
         # Held for microseconds: a run leaves the queue either to a thread or to its own end, and a slot is free or not.
         self._lock = threading.Lock()
+        self._memory_turn = threading.Lock()
         self._waiting: deque[_Run] = deque()
         self._idle = self._max_running
         self._closing = False
@@ -100,7 +124,7 @@ class Engine:
         lease.enter_context(snapshot.lease())
         call = Call(snapshot, job, self._limits.within(job.limits), self._plans)
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
-        run = _Run(job, call, timeout_seconds, lease)
+        run = _Run(job, call, timeout_seconds, lease, self._memory_turn)
         self._admitted.add(run)
         self._start_or_queue(run)
         run.timer = run.loop.call_later(min(self._queue_timeout_seconds, timeout_seconds), self._look_at_the_clock, run)
@@ -240,6 +264,8 @@ class Engine:
         if stopped == "timeout":
             text = f"the query ran longer than {run.timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)
+        if isinstance(error, OUT_OF_MEMORY) and job.query != AD_HOC:
+            return self._refusal("out_of_memory", "other queries have taken the memory; ask again shortly")
         return error if isinstance(error, BiQueryError) else translate(error, job.query, job.sql, run.call.prefix_bytes)
 
     async def close(self, grace_seconds: float) -> None:

@@ -12,6 +12,9 @@ from .metrics import AD_HOC
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError)
+"""What a query that needs too much raises, and any other that runs beside it."""
+
 
 class QueryFailed(ProblemError):
     """500: a named query fails on this snapshot. `position` is a 0-based character offset into its SQL, None if unknown."""
@@ -29,7 +32,7 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
     `prefix_bytes` is how much of the executed text stood before the client's own.
     """
     message, position_bytes = _message(error)
-    if isinstance(error, (duckdb.OutOfMemoryException, MemoryError)):
+    if isinstance(error, OUT_OF_MEMORY):
         return SqlRefused("query_too_large", f"the query needs more memory than it may have: {message.splitlines()[0]}")
     if isinstance(error, duckdb.IOException):  # our disk, not their SQL; and its text names our folders
         logger.error("the engine could not use its files", extra={"fields": {"error": message}})

@@ -30,7 +30,7 @@ AD_HOC = "ad_hoc"
 
 CACHE_RESULTS = ("hit", "miss", "stale", "coalesced", "bypass")
 ENGINE_OUTCOMES = ("ok", "timeout", "cancelled", "error")
-REJECTION_REASONS = ("queue_full", "queue_timeout", "shutdown")
+REJECTION_REASONS = ("queue_full", "queue_timeout", "out_of_memory", "shutdown")
 AUTH_FAILURES = ("unauthorized", "bad_key", "role_too_low", "policy_unusable")
 REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit")
 
