@@ -188,20 +188,21 @@ class Api:
 
 
 class HotPath:
-    """ASGI layer before the router: answers fresh named queries from memory, passes everything else on.
+    """ASGI layer before the router: answers named queries, passes everything else on.
 
     A hit needs no routing, no request object and no await; going through the framework would cost more than the answer.
+    A miss needs the request, to see its client leave, and nothing else of the framework.
     """
 
-    def __init__(self, app: ASGIApp, named_hit: Callable[[Scope], Response | None]) -> None:
+    def __init__(self, app: ASGIApp, handlers: Callable[[], Api]) -> None:
         self._app = app
-        self._named_hit = named_hit
+        self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
         if scope["type"] == "http" and scope["method"] == "GET" and scope["state"]["endpoint"] == QUERY:
-            response = self._named_hit(scope)
-            if response is not None:
-                await response(scope, receive, send)
-                return
+            handlers = self._handlers()
+            response = handlers.named_hit(scope) or await handlers.named_query(Request(scope, receive))
+            await response(scope, receive, send)
+            return
         await self._app(scope, receive, send)

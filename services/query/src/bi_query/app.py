@@ -64,11 +64,10 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
     metrics.prepare(catalogue.queries, [*routes, *([("POST", api.MCP)] if settings.mcp else [])])
 
     # The handlers exist only while the lifespan runs; the hot path finds them on the application's state.
-    def named_hit(scope: Scope) -> Response | None:
-        handlers: api.Api = app.state.handlers
-        return handlers.named_hit(scope)
+    def handlers() -> api.Api:
+        return app.state.handlers  # type: ignore[no-any-return]
 
-    hot: ASGIApp = api.HotPath(app, named_hit)
+    hot: ASGIApp = api.HotPath(app, handlers)
     inner = FaultInjection(hot) if settings.fault_injection else hot
     identify = Authenticator(ring, settings.trusted_proxies).identify
     return Telemetry(inner, identify=identify, metrics=metrics, endpoint_of=api.endpoint_of, audit=audit)
