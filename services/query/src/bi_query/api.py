@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from email.utils import formatdate
 
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import Principal, Role
 from .auth import Gate
@@ -199,3 +200,22 @@ class Api:
 
     def _admit(self, scope: Scope, role: Role = Role.READER) -> tuple[Principal, Quota]:
         return self._rooms.gate.admit(scope, role)
+
+
+class NamedQueries:
+    """ASGI layer before the router: answers GETs of named queries, passes everything else on.
+
+    They need the request, to see their client leave, and nothing else of the framework, which would cost as much again.
+    """
+
+    def __init__(self, app: ASGIApp, handlers: Callable[[], Api]) -> None:
+        self._app = app
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on."""
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["state"]["endpoint"] == QUERY:
+            response = await self._handlers().named_query(Request(scope, receive))
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

@@ -64,13 +64,16 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
     routes = [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
     metrics.prepare(catalogue.queries, [*routes, *([("POST", api.MCP)] if settings.mcp else [])])
 
-    # The handlers exist only while the lifespan runs; the hot path finds them on the application's state.
-    def named_hit(scope: Scope) -> Whole | None:
-        handlers: api.Api = app.state.handlers
-        return handlers.named_hit(scope)
+    # The handlers exist only while the lifespan runs; the short ways find them on the application's state.
+    def handlers() -> api.Api:
+        return app.state.handlers  # type: ignore[no-any-return]
 
+    def named_hit(scope: Scope) -> Whole | None:
+        return handlers().named_hit(scope)
+
+    inner: ASGIApp = api.NamedQueries(app, handlers)
     return Telemetry(
-        FaultInjection(app) if settings.fault_injection else app,
+        FaultInjection(inner) if settings.fault_injection else inner,
         identify=Authenticator(ring, settings.trusted_proxies).identify,
         metrics=metrics,
         endpoint_of=api.endpoint_of,

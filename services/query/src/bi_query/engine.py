@@ -38,16 +38,8 @@ Stop = Literal["timeout", "cancelled"]
 class _Run:
     """One admitted job, from its admission to its end; everything but `call` belongs to the event loop."""
 
-    def __init__(
-        self,
-        job: Job,
-        call: Call,
-        timeout_seconds: float,
-        lease: contextlib.ExitStack,
-        memory_turn: threading.Lock,
-    ) -> None:
-        self.job, self.call, self.timeout_seconds, self.lease = job, call, timeout_seconds, lease
-        self.memory_turn = memory_turn
+    def __init__(self, job: Job, call: Call, timeout_seconds: float, memory_turn: threading.Lock) -> None:
+        self.job, self.call, self.timeout_seconds, self.memory_turn = job, call, timeout_seconds, memory_turn
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Answer] = self.loop.create_future()
         self.queued_at = time.perf_counter()
@@ -120,11 +112,10 @@ class Engine:
             raise self._refusal("shutdown", "the service is stopping; try another replica")
         if len(self._admitted) >= self._max_admitted:
             raise self._refusal("queue_full", f"{len(self._admitted)} queries are already admitted; try again shortly")
-        lease = contextlib.ExitStack()
-        lease.enter_context(snapshot.lease())
+        snapshot.hold()
         call = Call(snapshot, job, self._limits.within(job.limits), self._plans)
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
-        run = _Run(job, call, timeout_seconds, lease, self._memory_turn)
+        run = _Run(job, call, timeout_seconds, self._memory_turn)
         self._admitted.add(run)
         self._start_or_queue(run)
         run.timer = run.loop.call_later(min(self._queue_timeout_seconds, timeout_seconds), self._look_at_the_clock, run)
@@ -213,7 +204,7 @@ class Engine:
         if run.timer is not None:
             run.timer.cancel()
         self._admitted.discard(run)
-        run.lease.close()
+        run.call.snapshot.let_go()
         queue_seconds = (run.started_at or now) - run.queued_at
         error: BiQueryError | None = refusal
         if run.started_at is None:

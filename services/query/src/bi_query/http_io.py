@@ -28,6 +28,8 @@ _VARY = (b"vary", b"Accept, Authorization, X-API-Key")
 # What parse_qsl would quietly repair: a '%' that starts no escape. In a strict reader it is a mistake worth telling.
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
+_WATCH_AFTER_SECONDS = 0.2
+
 _T = TypeVar("_T")
 
 
@@ -75,18 +77,32 @@ def wants_no_cache(scope: Scope) -> bool:
 
 
 async def unless_gone(request: Request, asked: Coroutine[Any, Any, _T]) -> _T:
-    """Await `asked`; cancel it, and with it the query, when the client hangs up. Raises `QueryCancelled` then."""
-    work = asyncio.ensure_future(asked)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
+    """Await `asked`; cancel it, and with it the query, when the client hangs up. Raises `QueryCancelled` then.
+
+    Watching takes a task: most answers are there before the first look, `_WATCH_AFTER_SECONDS` after the question.
+    """
+    loop, asker = asyncio.get_running_loop(), asyncio.current_task()
+    assert asker is not None  # noqa: S101 - narrows the type; a coroutine runs in a task
+    watchers: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        await _disconnected(request.receive)
+        gone = True
+        asker.cancel()
+
+    timer = loop.call_later(_WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        raise QueryCancelled("client_closed_request", "the client went away")
+        return await asked
+    except asyncio.CancelledError:
+        if not gone or asker.uncancel() > 0:  # somebody else ends this request as well
+            raise
+        raise QueryCancelled("client_closed_request", "the client went away") from None
     finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:

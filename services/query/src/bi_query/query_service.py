@@ -97,7 +97,7 @@ class QueryService:
         Raises `Forbidden` when the principal's row policy cannot be laid over it.
         """
         query, snapshot = bound.query, self._store.current
-        with snapshot.lease():
+        with snapshot.lease():  # open while this request uses it, whatever is published meanwhile
             views = await self._named_views(snapshot, query, principal.rows) if principal.rows else ()
             key = self._named_key(snapshot, bound, fmt, principal.scope, limits)
             job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds, views, limits)
@@ -132,7 +132,7 @@ class QueryService:
         Raises `SqlRefused`, `BadRequest` for parameters that do not match.
         """
         snapshot = self._store.current
-        with snapshot.lease():  # the guard is awaited: the snapshot must not close meanwhile
+        with snapshot.lease():
             guarded = await self._check(snapshot, sql, principal.rows)
             if set(params) != guarded.parameters:
                 wanted = ", ".join(sorted(guarded.parameters)) or "none"
@@ -148,9 +148,7 @@ class QueryService:
         async def compute() -> Answer:
             return await self._engine.run(snapshot, job)
 
-        # The lease keeps the snapshot of this request open while it is used, whatever is published meanwhile.
-        with snapshot.lease():
-            served = await self._cache.fetch(key, freshness, compute, bypass=bypass)
+        served = await self._cache.fetch(key, freshness, compute, bypass=bypass)
         return Result(served, snapshot.id, job.query, job.fmt, freshness)
 
     def relations(self, principal: Principal) -> list[dict[str, object]]:

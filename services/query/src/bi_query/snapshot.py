@@ -74,16 +74,24 @@ class Snapshot:
     @contextlib.contextmanager
     def lease(self) -> Iterator[Snapshot]:
         """Hold the snapshot open while a request uses it (event loop only). Raises `Overloaded` when it has closed."""
+        self.hold()
+        try:
+            yield self
+        finally:
+            self.let_go()
+
+    def hold(self) -> None:
+        """A lease to be ended by `let_go` (event loop only). Raises `Overloaded` when the snapshot has closed."""
         if not self.is_open:
             raise Overloaded(
                 "snapshot_gone", "new data was published while this waited; ask again", retry_after_seconds=1
             )
         self._leases += 1
-        try:
-            yield self
-        finally:
-            self._leases -= 1
-            self._close_if_done()
+
+    def let_go(self) -> None:
+        """End a lease (event loop only)."""
+        self._leases -= 1
+        self._close_if_done()
 
     def take_cursor(self) -> duckdb.DuckDBPyConnection:
         """A cursor for one query at a time (any thread)."""
