@@ -124,9 +124,23 @@ def _walk(
             raise RuntimeError(
                 f"{name}: {len(questions)} requests are too few for this machine; raise them in rounds.py"
             )
+        untrue = not_what_it_says(name, figures)
+        if untrue:
+            raise RuntimeError(f"{name}: {untrue}")
         return figures
 
     return Row(name, title, measure)
+
+
+def not_what_it_says(name: str, figures: Figures) -> str | None:
+    """By the service's own counters: rows of hits hold hits of their tier alone, rows of misses none. None: as it says."""
+    if name in ("hit", "hit_redis"):
+        tier = "hit_redis" if name == "hit_redis" else "hit_memory"
+        if figures["miss_none"] or figures[tier] < figures["answers"]:
+            return f"{figures['answers']:.0f} answers, {figures[tier]:.0f} of them hits of its tier"
+    if name.startswith("miss") and (hits := figures["hit_memory"] + figures["hit_redis"]):
+        return f"{hits:.0f} of {figures['answers']:.0f} answers were hits"
+    return None
 
 
 def _job(catalogue: Catalogue, question: Question) -> Job:
