@@ -12,7 +12,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bi_query.catalogue import load_catalogue
@@ -21,17 +21,18 @@ from bi_query.settings import available_cpus, load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
 
 from . import report, rounds
-from .given import export
+from .given import Given, export
 from .measure import DuckDBAlone
 from .rounds import FULL, QUICK, Size, say
 from .systems.base import PEERS_BIN, System
 from .systems.brief import Brief
 from .systems.ceilings import Ceiling
-from .systems.datasette import Datasette
+from .systems.datasette import Datasette, DatasetteParquet
 from .systems.roapi import Roapi
 from .systems.service import ThisService
 
 HERE = Path(__file__).parent
+PEERS: tuple[Callable[[Path, Given], System], ...] = (Brief, Roapi, Datasette, DatasetteParquet)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def _measure(
     if with_peers:
         say("exporting the models for the peers (once for each snapshot)")
         given = export(snapshot.resolve(), (snapshot_dir.parent / "bench").resolve())
-        peers = [started(peer) for peer in (Brief(folder, given), Roapi(folder, given), Datasette(folder, given))]
+        peers = [started(peer(folder, given)) for peer in PEERS]
     compared = rounds.check(misses, peers, size)
     say(f"all systems gave the same numbers on {compared} questions")
     for service in (hits, from_redis):

@@ -47,7 +47,7 @@ _BATCH_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Given:
-    """The same tables in each form: Parquet files, and a SQLite file."""
+    """The same tables in each form: Parquet files, a SQLite file, a DuckDB file."""
 
     folder: Path
 
@@ -59,6 +59,11 @@ class Given:
     def sqlite(self) -> Path:
         """All tables, indexed."""
         return self.folder / "bench.db"
+
+    @property
+    def duckdb(self) -> Path:
+        """All tables and nothing else, in the order of the snapshot."""
+        return self.folder / "bench.duckdb"
 
 
 def export(snapshot: Path, root: Path) -> Given:
@@ -76,6 +81,9 @@ def export(snapshot: Path, root: Path) -> Given:
                 _to_sqlite(source, target, table)
             target.execute("analyze")
         target.close()
+    with duckdb.connect(str(given.duckdb)) as copy:
+        for table in TABLES:
+            copy.execute(f"create table {table} as from '{given.parquet(table)}'")
     (given.folder / "complete").touch()
     return given
 

@@ -77,7 +77,8 @@ totals as (select product_id, {money("sales_usd")} as sales_usd, sum(units) as u
 top as (select * from totals order by sales_usd desc nulls last, product_id limit {value("limit")})
 select
     row_number() over (order by t.sales_usd desc nulls last, t.product_id) as rank, t.product_id,
-    coalesce(p.product_type, 'UNKNOWN') as product_type, coalesce(p.department, 'UNKNOWN') as department, t.sales_usd, t.units
+    coalesce(p.product_type, 'UNKNOWN') as product_type, coalesce(p.department, 'UNKNOWN') as department, t.sales_usd,
+    t.units
 from top as t left join products as p on t.product_id = p.product_id
 order by rank"""
 

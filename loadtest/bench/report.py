@@ -31,7 +31,7 @@ AIMS: dict[str, tuple[str, float]] = {
     "mixed_vs_brief": (">=", 5),
     "p99_vs_p50_30_users": ("<", 10),
 }
-PEERS = ("roapi", "datasette", "brief")
+PEERS = ("brief", "roapi", "datasette", "datasette_parquet")
 
 
 def ratios(of: Mapping[str, Figures]) -> dict[str, float | None]:

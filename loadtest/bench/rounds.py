@@ -37,7 +37,7 @@ class Size:
     checked: int
 
 
-FULL = Size(rounds=5, seconds=4, peer_seconds=12, mixed_requests=100_000, misses=12_000, checked=60)
+FULL = Size(rounds=5, seconds=4, peer_seconds=9, mixed_requests=100_000, misses=12_000, checked=60)
 QUICK = Size(rounds=2, seconds=1, peer_seconds=3, mixed_requests=20_000, misses=3_000, checked=15)
 
 

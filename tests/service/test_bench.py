@@ -20,6 +20,7 @@ from bi_query.snapshot_files import read_pointer, snapshot_path
 
 from loadtest.bench.check import difference
 from loadtest.bench.portable_sql import KINDS
+from loadtest.bench.report import PEERS
 from loadtest.bench.systems.base import PEERS_BIN
 from loadtest.bench.workload import distinct
 
@@ -60,7 +61,7 @@ def test_a_short_run_measures_every_row_and_its_ratios_follow_from_its_rounds(
     assert done.returncode == 0, done.stderr[-3000:]
 
     results = json.loads((tmp_path / "results.json").read_text())
-    wanted = SERVICE_ROWS | ({"mixed_brief", "mixed_roapi", "mixed_datasette"} if with_peers else set())
+    wanted = SERVICE_ROWS | ({f"mixed_{peer}" for peer in PEERS} if with_peers else set())
     assert wanted <= results["rounds"].keys()
     assert all(len(rounds) == results["method"]["rounds"] for rounds in results["rounds"].values())
     assert all(one["refused"] == 0 for name in SERVICE_ROWS for one in results["rounds"][name])
