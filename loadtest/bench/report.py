@@ -144,12 +144,15 @@ def _table(document: Document, names: Sequence[str]) -> str:
     ]
     for name in names:
         figures = document["medians"][name]
-        times = " | ".join(f"{figures[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
+        shown = [_short(figures[key]) for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")]
         rounds = document["rounds"][name]
         wrong = [f"{sum(one[key] for one in rounds):.0f}" if key in figures else "" for key in ("refused", "timeouts")]
-        rate = f"{figures['requests_per_second']:,.{0 if figures['requests_per_second'] >= 100 else 1}f}"
-        lines.append(f"| {document['titles'][name]} | {rate} | {times} | {' | '.join(wrong)} |")
+        lines.append(f"| {document['titles'][name]} | {' | '.join([*shown, *wrong])} |")
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 50 else f"{value:,.0f}"
 
 
 def _ratio_table(values: Mapping[str, float | None]) -> str:
