@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bi_query.catalogue import load_catalogue
+from bi_query.catalogue import Catalogue, CatalogueError, load_catalogue
+from bi_query.errors import ConfigurationError
 from bi_query.inputs import inputs
 from bi_query.settings import available_cpus, load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
@@ -23,6 +24,7 @@ from bi_query.snapshot_files import read_pointer, snapshot_path
 from . import report, rounds
 from .given import Given, export
 from .measure import DuckDBAlone
+from .portable_sql import KINDS
 from .rounds import FULL, QUICK, Size, say
 from .systems.base import PEERS_BIN, System
 from .systems.brief import Brief
@@ -38,9 +40,14 @@ PEERS: tuple[Callable[[Path, Given], System], ...] = (Brief, Roapi, Datasette, D
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; 0 when everything was measured, whatever came out, 2 when it cannot run here."""
     options = _options(arguments)
-    settings = load_settings()
-    pointer = read_pointer(settings.snapshot_dir)
-    problem = _problem(pointer is not None, options.without_peers)
+    try:
+        settings = load_settings()
+        pointer = read_pointer(settings.snapshot_dir)
+        catalogue = load_catalogue(inputs(settings).catalogue_dir)
+    except (ConfigurationError, CatalogueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    problem = _problem(pointer is not None, set(KINDS) <= catalogue.queries.keys(), options.without_peers)
     if problem or pointer is None:
         print(f"bench: {problem}", file=sys.stderr)
         return 2
@@ -49,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or (HERE.parent / "reports" / "bench-quick" if options.quick else HERE)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        document = _measure(stack, folder, settings.snapshot_dir, snapshot, size, with_peers=not options.without_peers)
+        peers = () if options.without_peers else PEERS
+        document = _measure(stack, folder, settings.snapshot_dir, snapshot, catalogue, size, peers)
     document["method"]["quick"] = options.quick
     out.mkdir(parents=True, exist_ok=True)
     report.write(document, out)
@@ -71,20 +79,28 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _problem(is_published: bool, without_peers: bool) -> str | None:
+def _problem(is_published: bool, is_demo: bool, without_peers: bool) -> str | None:
     if shutil.which("wrk") is None:
         return "wrk is needed; on Debian and Ubuntu: apt-get install wrk"
     if shutil.which("redis-server") is None:
         return "redis-server is needed; on Debian and Ubuntu: apt-get install redis-server"
     if not is_published:
         return "nothing is published; run `make publish` first"
+    if not is_demo:
+        return "it asks the demo's queries of the demo's data; unset BI_CATALOGUE_DIR and BI_DATA_DIR"
     if not without_peers and not (PEERS_BIN / "roapi").exists():
         return "the peers are not installed; `make bench` installs them in .venv-bench, or run --without-peers"
     return None
 
 
 def _measure(
-    stack: contextlib.ExitStack, folder: Path, snapshot_dir: Path, snapshot: Path, size: Size, *, with_peers: bool
+    stack: contextlib.ExitStack,
+    folder: Path,
+    snapshot_dir: Path,
+    snapshot: Path,
+    catalogue: Catalogue,
+    size: Size,
+    peer_classes: Sequence[Callable[[Path, Given], System]],
 ) -> report.Document:
     def started(system: System) -> System:
         say(f"starting {system.name}")
@@ -99,20 +115,19 @@ def _measure(
     body = hits.body(rounds.hit_questions()[0])
     ceilings = [started(Ceiling(folder, name, body)) for name in ("fastapi", "asgi")]
     peers: list[System] = []
-    if with_peers:
+    if peer_classes:
         say("exporting the models for the peers (once for each snapshot)")
         given = export(snapshot.resolve(), (snapshot_dir.parent / "bench").resolve())
-        peers = [started(peer(folder, given)) for peer in PEERS]
+        peers = [started(peer(folder, given)) for peer in peer_classes]
     compared = rounds.check(misses, peers, size)
-    say(f"all systems gave the same numbers on {compared} questions")
+    say(f"the same numbers from everyone on {compared} questions" if peers else "no peers to compare answers with")
     for service in (hits, from_redis):
         rounds.warm(service, body)
     alone = DuckDBAlone(snapshot)
     stack.callback(alone.close)
-    catalogue, cores = load_catalogue(inputs(load_settings()).catalogue_dir), available_cpus()
     rows = [
         *rounds.hit_rows(size, folder, [hits, from_redis, *ceilings]),
-        *rounds.miss_rows(size, folder, misses, alone, catalogue, cores),
+        *rounds.miss_rows(size, folder, misses, alone, catalogue, available_cpus()),
         *rounds.mixed_rows(size, folder, [misses, *peers]),
     ]
     measured = rounds.run(rows, size)

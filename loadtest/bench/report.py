@@ -128,8 +128,12 @@ def as_markdown(document: Document) -> str:
         + _table(document, [n for n in middle if n.startswith(("miss", "duckdb"))]),
         _where(middle, machine["cores"]),
         f"## Mixed\n\nFive kinds of question; one in {1 / method['mixed']['new_share']:.0f} was never asked before, the "
-        f"others repeat earlier ones (Zipf, {method['mixed']['zipf_exponent']}). Caches are empty when a round begins. All "
-        f"systems gave the same numbers on {method['questions_compared']} questions before anything was timed.\n\n"
+        f"others repeat earlier ones (Zipf, {method['mixed']['zipf_exponent']}). Caches are empty when a round begins. "
+        + (
+            f"All systems gave the same numbers on {method['questions_compared']} questions before anything was timed.\n\n"
+            if method["questions_compared"]
+            else "Peers were left out of this run.\n\n"
+        )
         + _table(document, [name for name in middle if name.startswith("mixed")]),
         "## What each was given\n\n" + "\n".join(f"- **{name}**: {text}." for name, text in document["given"].items()),
         "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in document["versions"].items()),

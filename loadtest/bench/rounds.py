@@ -101,7 +101,11 @@ def miss_rows(
 def mixed_rows(size: Size, folder: Path, systems: Sequence[System]) -> list[Row]:
     """The mixed stream, caches emptied before each round."""
     stream = mixed(size.mixed_requests)
-    return [_walk(f"mixed_{s.name}", s.title, s, stream, size, folder, forget=True) for s in systems]
+    few = stream[: size.mixed_requests // 5]  # as far as peers get, whose requests are SQL texts of a kilobyte and more
+    return [
+        _walk(f"mixed_{s.name}", s.title, s, stream if isinstance(s, ThisService) else few, size, folder, forget=True)
+        for s in systems
+    ]
 
 
 def _walk(
@@ -150,7 +154,7 @@ def _job(catalogue: Catalogue, question: Question) -> Job:
 
 def check(reference: System, others: Sequence[System], size: Size) -> int:
     """Compare answers on the first questions that will be asked; how many."""
-    return assert_same(reference, others, itertools.islice(distinct(), size.checked))
+    return assert_same(reference, others, itertools.islice(distinct(), size.checked)) if others else 0
 
 
 def run(rows: Sequence[Row], size: Size) -> dict[str, list[Figures]]:
