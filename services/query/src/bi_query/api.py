@@ -24,6 +24,7 @@ from .query_service import Bound, QueryService
 from .rate_limit import Quota
 from .settings import Settings
 from .snapshot import SnapshotStore
+from .unsent import Unsent
 
 QUERIES = "/api/v1/queries"
 QUERY = "/api/v1/queries/{name}"
@@ -61,6 +62,7 @@ class Rooms:
     gate: Gate
     service: QueryService
     departure: Departure
+    unsent: Unsent
 
 
 class Api:
@@ -75,7 +77,7 @@ class Api:
         principal, quota = self._admit(request.scope)
         bound, fmt = self._named_question(request.scope)
         asked = self._rooms.service.named(bound, fmt, principal, bypass=wants_no_cache(request.scope))
-        return respond(request.scope, await unless_gone(request, asked), quota)
+        return respond(request.scope, await unless_gone(request, asked), quota, self._rooms.unsent)
 
     def named_hit(self, scope: Scope) -> Response | None:
         """The answer to a named query, if this process holds a fresh one; never waits. What it spent is remembered."""
@@ -84,7 +86,7 @@ class Api:
         if wants_no_cache(scope):
             return None
         result = self._rooms.service.named_if_fresh(bound, fmt, principal)
-        return None if result is None else respond(scope, result, quota)
+        return None if result is None else respond(scope, result, quota, self._rooms.unsent)
 
     def _named_question(self, scope: Scope) -> tuple[Bound, Format]:
         """Which query with which values in which format; remembered by what was sent."""
@@ -111,7 +113,7 @@ class Api:
         sql, params = await sql_body(request, self._rooms.settings.max_body_bytes)
         request.scope["state"]["audit"].update(sql=sql, params=params)
         asked = self._rooms.service.ad_hoc(sql, params, fmt, principal, bypass=wants_no_cache(request.scope))
-        return respond(request.scope, await unless_gone(request, asked), quota)
+        return respond(request.scope, await unless_gone(request, asked), quota, self._rooms.unsent)
 
     async def queries(self, request: Request) -> Response:
         """The catalogue."""

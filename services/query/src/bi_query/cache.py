@@ -19,13 +19,14 @@ from typing import Literal
 
 from .catalogue import Freshness
 from .engine import Answer
-from .entries import LARGE_BYTES, CacheKey, Entry, compress, make_etag
+from .entries import CacheKey, Entry, compress, make_etag
 from .flights import LEASE_MS, Flight, Flights, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
 from .metrics import Metrics
 from .redis_tier import Lease, RedisTier
 from .settings import Settings
+from .unsent import LARGE_BYTES
 
 CacheResult = Literal["hit", "miss", "stale", "coalesced", "bypass"]
 Tier = Literal["memory", "redis", "none"]

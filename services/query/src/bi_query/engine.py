@@ -25,6 +25,7 @@ from .formats import PROBE_PREFIX, Encoded, Format, Limits, Plan, encode, make_p
 from .metrics import Metrics
 from .settings import Settings
 from .snapshot import Snapshot
+from .unsent import Claim, Unsent
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
@@ -53,18 +54,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """An encoded result and where its time went, in seconds (encoding: `encoded.encode_seconds`)."""
+    """An encoded result, where its time went in seconds (encoding: `encoded.encode_seconds`), what it is counted under."""
 
     encoded: Encoded
     queue_seconds: float
     engine_seconds: float
+    claim: Claim | None = None
 
 
 class _Call:
     """One execution in a worker thread, and the handle that stops it from the event loop."""
 
-    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: _Plans) -> None:
+    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: _Plans, claim: Claim) -> None:
         self._snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
+        self.claim = claim
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._stopped = False
         # Held for microseconds: an interrupt is sent either to a cursor that is ours, or not at all. Without it, one could
@@ -86,7 +89,8 @@ class _Call:
                 cursor.execute(view)
             plan = self._plans.get(self._snapshot, cursor, job)
             self.prefix_bytes = plan.prefix_bytes
-            encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
+            encoded = encode(cursor, plan, job.params, job.fmt, self._limits, self.claim.grow)
+            self.claim.settle(len(encoded.body))
             usable = True
             return encoded, time.perf_counter() - started
         except Exception:
@@ -137,6 +141,7 @@ class Engine:
     """Runs jobs on snapshots within the admission limits."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.unsent = Unsent(settings.effective_unsent_max_bytes, metrics)
         self._max_admitted = max(settings.max_connections, settings.max_running_queries)
         self._queue_timeout_seconds = settings.queue_timeout_seconds
         self._query_timeout_seconds = settings.query_timeout_seconds
@@ -218,7 +223,7 @@ class Engine:
                 acquiring.cancel()
 
     async def _execute(self, snapshot: Snapshot, job: Job, stop: asyncio.Event, queue_seconds: float) -> Answer:
-        call = _Call(snapshot, job, self._limits.within(job.limits), self._plans)
+        call = _Call(snapshot, job, self._limits.within(job.limits), self._plans, self.unsent.claim())
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
         started = time.perf_counter()
         self._metrics.engine_running.inc()
@@ -237,13 +242,14 @@ class Engine:
         except Exception as error:
             if isinstance(error, (duckdb.FatalException, duckdb.InternalException)):
                 snapshot.is_broken = True  # DuckDB refuses every later query on this instance
+            call.claim.settle(0)
             raise self._failure(error, job, stopped, timeout_seconds, call.prefix_bytes) from error
         finally:
             stopping.cancel()
             self._metrics.engine_running.dec()
             self._metrics.engine_execution.labels(job.query).observe(time.perf_counter() - started)
         self._count(job, encoded)
-        return Answer(encoded, queue_seconds, total_seconds - encoded.encode_seconds)
+        return Answer(encoded, queue_seconds, total_seconds - encoded.encode_seconds, call.claim)
 
     def _count(self, job: Job, encoded: Encoded) -> None:
         self._metrics.engine_queries.labels(job.query, "ok").inc()
@@ -268,7 +274,8 @@ class Engine:
         interrupted = isinstance(error, duckdb.InterruptException)
         if interrupted and stopped is None:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
-        self._metrics.engine_queries.labels(job.query, stopped or "error").inc()
+        outcome = stopped or ("refused" if isinstance(error, Overloaded) else "error")
+        self._metrics.engine_queries.labels(job.query, outcome).inc()
         if stopped == "cancelled":
             return self._stopped()
         if stopped == "timeout":
