@@ -104,10 +104,10 @@ def never_read(
         hoard = Hoard(stack)
         hoard.ask(open_one, headers, held)
         hoard.look()
-        ordeal.fires("LargeAnswersRefused")
-        ordeal.users.more(200)
         # They stay where they are; those whose answers were too many to keep have had their refusal.
         ordeal.heals(lambda: total(stack, "bi_unsent_bytes") == 0, "those who do not read to be cut off")
+        ordeal.fires("LargeAnswersRefused")
+        ordeal.users.more(200)
     MEASURED[f"most held under {name}"] = hoard.told()
     assert 0 < hoard.most_unsent <= room
     assert answered_with(stack, 500) == failures[500], "a replica had no memory left"
