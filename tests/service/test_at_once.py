@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from bi_query.entries import LARGE_BYTES
+from bi_query.unsent import LARGE_BYTES
 
 from tests.support.service import Service, wait_until
 

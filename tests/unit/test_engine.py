@@ -227,7 +227,13 @@ def test_an_interrupt_that_comes_late_reaches_nobody(published: Small, monkeypat
 
     async def story() -> None:
         async with bench(published) as b:
-            call = engine_call.Call(b.snapshot, Job(AD_HOC, "select 1", {}, "json"), b.engine._limits, b.engine._plans)
+            call = engine_call.Call(
+                b.snapshot,
+                Job(AD_HOC, "select 1", {}, "json"),
+                b.engine._limits,
+                b.engine._plans,
+                b.engine.unsent.claim(),
+            )
             give_back = b.snapshot.give_back
 
             def given(cursor: duckdb.DuckDBPyConnection) -> None:
@@ -251,7 +257,13 @@ def test_interrupts_and_the_end_of_a_query_exclude_each_other(published: Small) 
 
     async def story() -> None:
         async with bench(published) as b:
-            call = engine_call.Call(b.snapshot, Job(AD_HOC, "select 1", {}, "json"), b.engine._limits, b.engine._plans)
+            call = engine_call.Call(
+                b.snapshot,
+                Job(AD_HOC, "select 1", {}, "json"),
+                b.engine._limits,
+                b.engine._plans,
+                b.engine.unsent.claim(),
+            )
             sending, may_go = threading.Event(), threading.Event()
 
             class Slow:
@@ -270,6 +282,47 @@ def test_interrupts_and_the_end_of_a_query_exclude_each_other(published: Small) 
             sender.join()
             with pytest.raises(duckdb.InterruptException):
                 call()
+
+    asyncio.run(story())
+
+
+def test_a_result_that_does_not_fit_beside_the_others_is_given_up_while_it_is_made(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, max_result_bytes=4 * 2**20, unsent_max_bytes=5 * 2**20) as b:
+            rows = "select i, repeat('x', 1000) as text from range({}) r(i)"
+            held = await b.ask(rows.format(3000))
+            assert len(held.encoded.body) == b.number("bi_unsent_bytes")
+            started = time.perf_counter()
+            with pytest.raises(Overloaded) as refused:
+                await b.ask(rows.format(10**12))  # would take days
+            assert refused.value.code == "unsent_full"
+            assert time.perf_counter() - started < PATIENCE_SECONDS
+            assert len(held.encoded.body) == b.number("bi_unsent_bytes")
+            assert b.outcome("refused") == 1
+            assert b.outcome("error") == 0
+            assert await b.value("select 42") == 42
+            del held
+            assert (await b.ask(rows.format(3000))).encoded.row_count == 3000
+
+    asyncio.run(story())
+
+
+def test_a_query_that_is_stopped_or_fails_gives_back_what_its_rows_took(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published) as b:
+            large = "select i, repeat('x', 1000) as text from range(20000) r(i)"
+            leaving = b.ask(f"{large} union all ({ENDLESS.replace('count(*) as n', 'count(*), null')})")
+            await b.until(lambda: b.number("bi_unsent_bytes") > 0)
+            assert not leaving.done()
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            await b.until(lambda: b.running() == 0)
+            assert b.number("bi_unsent_bytes") == 0
+            number = "(case when i = 3000 then 'x' else '1' end)::int"
+            with pytest.raises(SqlRefused):
+                await b.ask(f"select repeat('x', 1000) as text, {number} as n from range(4000) r(i)")
+            assert b.number("bi_unsent_bytes") == 0
 
     asyncio.run(story())
 

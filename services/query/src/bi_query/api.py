@@ -36,6 +36,7 @@ from .query_service import Bound, QueryService
 from .rate_limit import Quota
 from .settings import Settings
 from .snapshot import SnapshotStore
+from .unsent import Unsent
 
 QUERIES = "/api/v1/queries"
 QUERY = "/api/v1/queries/{name}"
@@ -73,6 +74,7 @@ class Rooms:
     gate: Gate
     service: QueryService
     departure: Departure
+    unsent: Unsent
 
 
 class Api:
@@ -87,7 +89,7 @@ class Api:
         principal, quota = self._admit(request.scope)
         bound, fmt = self._named_question(request.scope)
         asked = self._rooms.service.named(bound, fmt, principal, bypass=wants_no_cache(request.scope))
-        return respond(request.scope, await unless_gone(request, asked), quota)
+        return respond(request.scope, await unless_gone(request, asked), quota, self._rooms.unsent)
 
     def named_hit(self, scope: Scope) -> Whole | None:
         """The answer to a named query, if this process holds a fresh one; never waits. What it spent is remembered.
@@ -126,7 +128,7 @@ class Api:
         sql, params = await sql_body(request, self._rooms.settings.max_body_bytes)
         request.scope["state"]["audit"].update(sql=sql, params=params)
         asked = self._rooms.service.ad_hoc(sql, params, fmt, principal, bypass=wants_no_cache(request.scope))
-        return respond(request.scope, await unless_gone(request, asked), quota)
+        return respond(request.scope, await unless_gone(request, asked), quota, self._rooms.unsent)
 
     async def queries(self, request: Request) -> Response:
         """The catalogue."""

@@ -34,7 +34,7 @@ from .query_service import QueryService
 from .rate_limit import ClientLimiter
 from .settings import Settings, available_memory_bytes
 from .snapshot import SnapshotStore
-from .telemetry import Telemetry, send_problem
+from .telemetry import Telemetry, no_memory, send_problem
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -59,6 +59,7 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
         redoc_url=None,
     )
     app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(MemoryError, _no_memory)
     app.add_exception_handler(HTTPException, _framework_refusal)
     _add_documents(app, catalogue)
     routes = [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
@@ -103,7 +104,9 @@ def _lifespan(
         limiter = ClientLimiter(settings, metrics)
         service = QueryService(catalogue, store, cache, engine, metrics)
         gate = Gate(limiter, metrics)
-        app.state.handlers = api.Api(api.Rooms(settings, metrics, store, cache, gate, service, departure))
+        app.state.handlers = api.Api(
+            api.Rooms(settings, metrics, store, cache, gate, service, departure, engine.unsent)
+        )
         _add_routes(app, app.state.handlers)
         agents = contextlib.AsyncExitStack()
         await agents.enter_async_context(_add_agents(app, settings, gate, service, store))
@@ -222,6 +225,10 @@ async def _problem(request: Request, error: Exception) -> Response:
     if not isinstance(error, ProblemError) or error.status == 499:
         raise error
     return _ProblemResponse(error)
+
+
+async def _no_memory(request: Request, _: Exception) -> Response:
+    return _ProblemResponse(no_memory(request.scope["state"]))
 
 
 async def _framework_refusal(request: Request, error: Exception) -> Response:

@@ -18,13 +18,14 @@ from typing import Literal, NamedTuple
 
 from .catalogue import Freshness
 from .engine_call import Answer
-from .entries import LARGE_BYTES, CacheKey, Entry
+from .entries import CacheKey, Entry
 from .flights import LEASE_MS, Flight, Flights, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
 from .metrics import Metrics
 from .redis_tier import Lease, RedisTier
 from .settings import Settings
+from .unsent import LARGE_BYTES
 
 CacheResult = Literal["hit", "miss", "stale", "coalesced", "bypass"]
 Tier = Literal["memory", "redis", "none"]

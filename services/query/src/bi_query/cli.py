@@ -24,7 +24,7 @@ from .catalogue_dir import catalogue_dir
 from .check import check_queries
 from .departure import Departure
 from .errors import BiQueryError, ConfigurationError
-from .http_protocol import BoundedHttpProtocol
+from .http_protocol import impatient, keep_little_in_the_kernel
 from .inputs import inputs
 from .memory_bound import bound_memory
 from .publish import How, publish
@@ -106,7 +106,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http=BoundedHttpProtocol,
+            http=impatient(settings.send_timeout_seconds),
             ws="none",
             log_config=None,
             access_log=False,
@@ -190,6 +190,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started or not self.servers:
             return
+        for server in self.servers:
+            keep_little_in_the_kernel(server.sockets)
         port = self.servers[0].sockets[0].getsockname()[1]
         host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host  # noqa: S104 - compared only
         base = f"http://{host}:{port}"

@@ -27,6 +27,7 @@ from .metrics import AD_HOC, Metrics
 from .plans import Plans
 from .settings import Settings
 from .snapshot import Snapshot
+from .unsent import Unsent
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
@@ -81,6 +82,7 @@ class Engine:
     """Runs jobs on snapshots within the admission limits."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.unsent = Unsent(settings.effective_unsent_max_bytes, metrics)
         self._max_running = settings.max_running_queries
         self._max_admitted = max(settings.max_connections, self._max_running)
         self._queue_timeout_seconds = settings.queue_timeout_seconds
@@ -113,7 +115,7 @@ class Engine:
         if len(self._admitted) >= self._max_admitted:
             raise self._refusal("queue_full", f"{len(self._admitted)} queries are already admitted; try again shortly")
         snapshot.hold()
-        call = Call(snapshot, job, self._limits.within(job.limits), self._plans)
+        call = Call(snapshot, job, self._limits.within(job.limits), self._plans, self.unsent.claim())
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
         run = _Run(job, call, timeout_seconds, self._memory_turn)
         self._admitted.add(run)
@@ -217,6 +219,7 @@ class Engine:
             self._quiet.set()
         if error is not None:
             error.__cause__ = run.error
+            run.call.claim.settle(0)
             if not run.answer.done():
                 run.answer.set_exception(error)
             return
@@ -224,7 +227,7 @@ class Engine:
         assert run.packed is not None  # noqa: S101
         self._count(run.job, run.encoded)
         if not run.answer.done():
-            run.answer.set_result(Answer(run.encoded, run.packed, queue_seconds, run.engine_seconds))
+            run.answer.set_result(Answer(run.encoded, run.packed, queue_seconds, run.engine_seconds, run.call.claim))
 
     def _count(self, job: Job, encoded: Encoded) -> None:
         self._metrics.engine_queries.labels(job.query, "ok").inc()
@@ -249,7 +252,8 @@ class Engine:
             run.call.snapshot.is_broken = True  # DuckDB refuses every later query on this instance
         if isinstance(error, duckdb.InterruptException) and stopped is None:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
-        self._metrics.engine_queries.labels(job.query, stopped or "error").inc()
+        outcome = stopped or ("refused" if isinstance(error, Overloaded) else "error")
+        self._metrics.engine_queries.labels(job.query, outcome).inc()
         if stopped == "cancelled":
             return self._stopped()
         if stopped == "timeout":

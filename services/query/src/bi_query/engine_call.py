@@ -15,6 +15,7 @@ from .entries import Packed
 from .formats import PROBE_PREFIX, Encoded, Format, Limits, encode
 from .plans import Plans
 from .snapshot import Snapshot
+from .unsent import Claim
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Answer:
     packed: Packed
     queue_seconds: float
     engine_seconds: float
+    claim: Claim | None = None
 
 
 class Call:
     """One execution in a worker thread, and the handle that stops it from the event loop."""
 
-    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: Plans) -> None:
+    def __init__(self, snapshot: Snapshot, job: Job, limits: Limits, plans: Plans, claim: Claim) -> None:
         self.snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
+        self.claim = claim
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._stopped = False
         # Held for microseconds: an interrupt is sent either to a cursor that is ours, or not at all. Without it, one could
@@ -71,7 +74,8 @@ class Call:
                 cursor.execute(view)
             plan = self._plans.get(self.snapshot.id, cursor, job.sql, job.params, job.fmt)
             self.prefix_bytes = plan.prefix_bytes
-            encoded = encode(cursor, plan, job.params, job.fmt, self._limits)
+            encoded = encode(cursor, plan, job.params, job.fmt, self._limits, self.claim.grow)
+            self.claim.settle(len(encoded.body))
             usable = True
             return encoded, time.perf_counter() - started
         except Exception:

@@ -16,6 +16,10 @@ OUT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError)
 """What a query that needs too much raises, and any other that runs beside it."""
 
 
+_FROM_STREAM = "C Data interface error: "
+_CLASSES = {"Out of Memory": duckdb.OutOfMemoryException, "IO": duckdb.IOException}
+
+
 class QueryFailed(ProblemError):
     """500: a named query fails on this snapshot. `position` is a 0-based character offset into its SQL, None if unknown."""
 
@@ -31,6 +35,7 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
 
     `prefix_bytes` is how much of the executed text stood before the client's own.
     """
+    error = _with_class(error)
     message, position_bytes = _message(error)
     if isinstance(error, OUT_OF_MEMORY):
         return SqlRefused("query_too_large", f"the query needs more memory than it may have: {message.splitlines()[0]}")
@@ -46,6 +51,15 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
         failed.position = _characters(sql, position_bytes, prefix_bytes)
         return failed
     return ProblemError("engine_failure", f"the engine failed on this query: {type(error).__name__}")
+
+
+def _with_class(error: Exception) -> Exception:
+    """What DuckDB raises after the first batch of an Arrow stream arrives as mere text; the same, as it raises it else."""
+    text = str(error)
+    if type(error) is not Exception or not text.startswith(_FROM_STREAM):
+        return error
+    text = text.removeprefix(_FROM_STREAM)
+    return _CLASSES.get(text.partition(" Error:")[0], duckdb.Error)(text)
 
 
 def _message(error: Exception) -> tuple[str, int | None]:

@@ -35,6 +35,8 @@ MAX_SAFE_INTEGER = 2**53 - 1
 
 PROBE_PREFIX = "FROM (\n"
 Rows = Sequence[tuple[Any, ...]]
+Grown = Callable[[int], None]
+"""Told how many bytes a result has so far; raises to end it."""
 
 _FETCH_ROWS = 4096
 _INTEGERS = {"tinyint", "smallint", "integer", "utinyint", "usmallint", "uinteger", "bigint", "ubigint"}
@@ -216,14 +218,19 @@ def _quoted(name: str) -> str:
 
 
 def encode(
-    cursor: duckdb.DuckDBPyConnection, plan: Plan, params: Mapping[str, object], fmt: Format, limits: Limits
+    cursor: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    params: Mapping[str, object],
+    fmt: Format,
+    limits: Limits,
+    grown: Grown = lambda size: None,
 ) -> Encoded:
     """Run `plan` and encode its rows, at most `limits.rows` and about `limits.bytes`. Blocking; for a worker thread."""
     if fmt in ("arrow", "parquet"):
-        return _encode_columns(cursor, plan, params, fmt, limits)
+        return _encode_columns(cursor, plan, params, fmt, limits, grown)
     cursor.execute(plan.sql if plan.statement is None else plan.statement, params)
     encoder = _Timed(_json_rows(plan) if fmt == "json" else _csv_rows)
-    pieces, count, truncated = _take(_chunks(cursor, limits.rows), encoder, limits)
+    pieces, count, truncated = _take(_chunks(cursor, limits.rows), encoder, limits, grown)
     if truncated:
         cursor.abort()
     if fmt == "csv":
@@ -262,7 +269,7 @@ def _chunks(cursor: duckdb.DuckDBPyConnection, max_rows: int) -> Iterator[tuple[
 
 
 def _take(
-    chunks: Iterator[tuple[Rows, bool]], encoder: Callable[[Rows], bytes], limits: Limits
+    chunks: Iterator[tuple[Rows, bool]], encoder: Callable[[Rows], bytes], limits: Limits, grown: Grown
 ) -> tuple[list[bytes], int, bool]:
     pieces: list[bytes] = []
     count = size = 0
@@ -280,6 +287,7 @@ def _take(
             pieces.append(piece)
             size += len(piece) + 1
             count += len(rows)
+        grown(size)
         if more:
             return pieces, count, True
     return pieces, count, False
@@ -327,7 +335,12 @@ def _csv_field(value: str | None) -> str:
 
 
 def _encode_columns(
-    cursor: duckdb.DuckDBPyConnection, plan: Plan, params: Mapping[str, object], fmt: Format, limits: Limits
+    cursor: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    params: Mapping[str, object],
+    fmt: Format,
+    limits: Limits,
+    grown: Grown,
 ) -> Encoded:
     try:
         relation = cursor.sql(f"{plan.sql}\nLIMIT {limits.rows + 1}", params=params)
@@ -340,7 +353,8 @@ def _encode_columns(
             kept = batch.slice(0, room) if truncated else batch
             batches.append(kept)
             count += kept.num_rows
-            size += batch.nbytes
+            size += kept.nbytes
+            grown(size)
             if truncated:
                 break
         table = Table.from_batches(batches, schema=reader.schema)

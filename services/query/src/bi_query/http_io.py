@@ -21,9 +21,12 @@ from .errors import BadRequest, PayloadTooLarge, QueryCancelled, UnsupportedMedi
 from .formats import MEDIA_TYPES, Format, negotiate
 from .query_service import Result
 from .rate_limit import Quota
+from .unsent import LARGE_BYTES, Held, Unsent
 
 MAX_QUERY_STRING_BYTES = 16_384
 MAX_FIELDS = 100
+CLIENT_GONE_STATUS = 499
+_PIECE_BYTES = 128 * 1024
 _VARY = (b"vary", b"Accept, Authorization, X-API-Key")
 # What parse_qsl would quietly repair: a '%' that starts no escape. In a strict reader it is a mistake worth telling.
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -212,15 +215,22 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def respond(scope: Scope, result: Result, quota: Quota) -> Response:
-    """The result with its freshness headers, or 304 when the client holds it already."""
+def respond(scope: Scope, result: Result, quota: Quota, unsent: Unsent) -> Response:
+    """The result with its freshness headers, or 304 when the client holds it already.
+
+    Raises `Overloaded` for a large one that does not fit beside those being sent.
+    """
     passing = _passing(scope, result, quota)
     lasting = _lasting_headers(*_what_lasts(result))
     if _matches(header(scope, b"if-none-match"), result.served.entry.etag):
         return Ready(b"", 304, [*lasting, *passing])
     answer = result.served.answer
     body = result.served.entry.raw() if answer is None else answer.encoded.body
-    return Ready(body, 200, [*lasting, *passing, (b"content-length", b"%d" % len(body))])
+    headers = [*lasting, *passing, (b"content-length", b"%d" % len(body))]
+    if len(body) >= LARGE_BYTES:
+        claim = None if answer is None else answer.claim
+        return InPieces(unsent.hold(result.served.entry.etag, body, claim), headers)
+    return Ready(body, 200, headers)
 
 
 class Whole(NamedTuple):
@@ -316,6 +326,32 @@ class Ready(Response):
         """Send."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})
+
+
+class InPieces(Ready):
+    """A large answer, given to the transport as fast as its client reads and no faster."""
+
+    def __init__(self, held: Held, headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(b"", 200, headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, unless the client goes away or is cut off; that is counted as 499."""
+        body = self._held.body
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for start in range(0, len(body), _PIECE_BYTES):
+                # Copied: what the transport still has of it must not keep the whole answer in memory.
+                piece = body[start : start + _PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if gone.done():
+                    scope["state"]["counted_status"] = CLIENT_GONE_STATUS
+                    return
+            # Waits until nearly all has left, and with it the claim on the budget.
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
 
 
 def json_answer(document: object, quota: Quota | None = None, *extra: tuple[bytes, bytes]) -> Response:

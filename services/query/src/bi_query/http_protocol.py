@@ -1,13 +1,22 @@
-"""uvicorn's HTTP protocol with bounds on a request's head, our error shape for what is no HTTP, and a short way for answers
-that are at hand.
+"""uvicorn's HTTP protocol, with bounds on a request's head and on a reader's slowness, our error shape for what is no HTTP,
+and a short way for answers that are at hand.
 
-Without a bound the parser gathers a header that never ends, at a cost that grows with its square: one connection could
-take all the memory and all of the event loop.
+Without the first bound the parser gathers a header that never ends, at a cost that grows with its square: one connection
+could take all the memory and all of the event loop. Without the second a client that asks and never reads keeps its answer
+in memory for as long as it likes.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
+import os
 import random
+import socket
+import struct
+import termios
+from collections.abc import Iterable
 from typing import Any, Protocol, cast, runtime_checkable
 
 import orjson
@@ -20,14 +29,19 @@ from .http_io import Whole, lines
 MAX_HEAD_BYTES = 262_144
 """A head still incomplete after this much is cut off; smaller ones are judged by the application."""
 _MAX_URL_BYTES = 60_000
+_KERNEL_UNSENT_BYTES = 131_072
+_LOOKS_PER_TIMEOUT = 8
 
 
 @runtime_checkable
-class CountsRefusals(Protocol):
-    """An application that wants to know of requests it never saw."""
+class Counts(Protocol):
+    """An application that wants to know of what happens without it."""
 
     def refused(self, status: int) -> None:
-        """One request was refused with `status`."""
+        """One request, which it never saw, was refused with `status`."""
+
+    def cut(self) -> None:
+        """A connection was cut because its client does not read."""
 
 
 @runtime_checkable
@@ -41,8 +55,71 @@ class AnswersAtOnce(Protocol):
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
+    send_timeout_seconds = 30.0
+    """A client that has taken nothing of its answer for this long is cut off."""
+
     _in_head = False
     _head_bytes = 0
+    _watch: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
+    _moved_at = 0.0
+
+    def pause_writing(self) -> None:
+        """The client is slower than its answer: from now on somebody looks whether it reads at all."""
+        super().pause_writing()
+        self._unread_bytes, self._moved_at = self._unread(), self.loop.time()
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._look_no_more()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self._look_no_more()
+        super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection. One whose last answer was not even read would stay open for its remains."""
+        if self.transport.get_write_buffer_size() > 0:
+            self._cut()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _look_later(self) -> None:
+        self._watch = self.loop.call_later(self.send_timeout_seconds / _LOOKS_PER_TIMEOUT, self._look)
+
+    def _look_no_more(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _look(self) -> None:
+        unread, now = self._unread(), self.loop.time()
+        if unread < self._unread_bytes:
+            self._unread_bytes, self._moved_at = unread, now
+        if now - self._moved_at >= self.send_timeout_seconds:
+            self._cut()
+        else:
+            self._look_later()
+
+    def _unread(self) -> int:
+        """Bytes that the client's system has not taken: here, and in this system's hands."""
+        here = self.transport.get_write_buffer_size()
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError):  # some systems cannot say
+            here += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return here
+
+    def _cut(self) -> None:
+        # What is unread is thrown away, by the system too; a polite close would wait for it to be read.
+        _set_option(
+            self.transport.get_extra_info("socket"), socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        self.transport.abort()
+        if isinstance(self.app, Counts):
+            self.app.cut()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -98,8 +175,31 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             % (problem.status, phrase, PROBLEM_MEDIA_TYPE.encode(), len(body), request_id.encode(), body)
         )
         self.transport.close()
-        if isinstance(self.app, CountsRefusals):
+        if isinstance(self.app, Counts):
             self.app.refused(problem.status)
+
+
+def impatient(send_timeout_seconds: float) -> type[BoundedHttpProtocol]:
+    """The protocol that cuts off clients who take nothing of their answer for so long."""
+    return type("ImpatientHttpProtocol", (BoundedHttpProtocol,), {"send_timeout_seconds": send_timeout_seconds})
+
+
+def keep_little_in_the_kernel(listening: Iterable[socket.socket]) -> None:
+    """Let the system hold 128 KiB for a client that does not read, and not megabytes, which the container is charged for.
+
+    Connections have it from the socket that took them.
+    """
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is None:
+        return
+    for listener in listening:
+        _set_option(listener, socket.IPPROTO_TCP, option, struct.pack("i", _KERNEL_UNSENT_BYTES))
+
+
+def _set_option(of: socket.socket, level: int, option: int, value: bytes) -> None:
+    # By another handle of the same socket: the event loop's own has no such method.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(of.fileno())) as same:
+        same.setsockopt(level, option, value)
 
 
 def _knows_none(_: Scope) -> None:

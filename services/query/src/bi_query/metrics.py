@@ -29,7 +29,7 @@ UNMATCHED_ENDPOINT = "unmatched"
 AD_HOC = "ad_hoc"
 
 CACHE_RESULTS = ("hit", "miss", "stale", "coalesced", "bypass")
-ENGINE_OUTCOMES = ("ok", "timeout", "cancelled", "error")
+ENGINE_OUTCOMES = ("ok", "timeout", "cancelled", "refused", "error")
 REJECTION_REASONS = ("queue_full", "queue_timeout", "out_of_memory", "shutdown")
 AUTH_FAILURES = ("unauthorized", "bad_key", "role_too_low", "policy_unusable")
 REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit")
@@ -102,6 +102,16 @@ class Metrics:
         )
         active = self._gauge("active_users", "Distinct clients (API key, else address) seen in the last 5 minutes.")
         active.set_function(self.users.count)
+        self.unsent_bytes = self._gauge(
+            "bi_unsent_bytes", "Large answers in memory: being made, or not yet read by their clients."
+        )
+        self.unsent_max_bytes = self._gauge("bi_unsent_max_bytes", "Bytes that large answers may take.")
+        self.unsent_refusals = self._counter(
+            "bi_unsent_refusals_total", "Large answers refused with 503 because they did not fit beside the others."
+        )
+        self.send_cuts = self._counter(
+            "bi_send_cuts_total", "Connections cut because their client read nothing of its answer for too long."
+        )
         self.llm_tokens = self._counter("llm_tokens_total", "Tokens used by the language model.", ("model",))
         self.rate_limit_rejections = self._counter(
             "bi_rate_limit_rejections_total", "Requests refused with 429.", ("endpoint",)

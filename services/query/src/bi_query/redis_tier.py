@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import orjson
 
-from .entries import LARGE_BYTES, CacheKey, CorruptEntry, Entry, label_of
+from .entries import CacheKey, CorruptEntry, Entry, label_of
 from .invalidation import Glob, compile_glob, literal_prefix
 from .metrics import Metrics
 from .redis_link import PREFIX, CircuitBreaker, Link, connect
 from .settings import Settings
+from .unsent import LARGE_BYTES
 
 __all__ = ["PREFIX", "CircuitBreaker", "Lease", "RedisTier", "connect"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from limits import parse_many
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from .errors import ConfigurationError
@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     max_body_bytes: int = Field(MIB, ge=1024)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    send_timeout_seconds: float = Field(30.0, gt=0, le=3600)
     drain_seconds: float = Field(0.0, ge=0, le=3600)
     shutdown_grace_seconds: float = Field(10.0, ge=0, le=3600)
 
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     query_timeout_seconds: float = Field(30.0, gt=0, le=86_400)
     max_result_rows: int = Field(100_000, ge=1)
     max_result_bytes: int = Field(64 * MIB, ge=1024)
+    unsent_max_bytes: int | None = Field(None, ge=1024)
     engine_memory_bytes: int | None = Field(None, ge=64 * MIB)
     spill_dir: Path | None = None
     spill_max_bytes: int = Field(4 * GIB, ge=0)
@@ -102,6 +104,16 @@ class Settings(BaseSettings):
             raise ValueError(f"{wrong[0]!r} is not a host name; write for example 'bi.example.com' or 'query:8000'")
         return names
 
+    @field_validator("unsent_max_bytes")
+    @classmethod
+    def _holds_one_result(cls, value: int | None, info: ValidationInfo) -> int | None:
+        most = info.data.get("max_result_bytes", 0)
+        if value is not None and value < most:
+            raise ValueError(
+                f"one result may have {most} bytes (BI_MAX_RESULT_BYTES) and must fit; raise this or lower that"
+            )
+        return value
+
     @field_validator("rate_limit", "rate_limit_routes")
     @classmethod
     def _limits_parse(cls, value: str | dict[str, str]) -> str | dict[str, str]:
@@ -119,6 +131,11 @@ class Settings(BaseSettings):
         DuckDB's own default looks at the machine, not the cgroup, and over-commits a container.
         """
         return self.engine_memory_bytes or int(available_memory_bytes() * 0.7)
+
+    @cached_property
+    def effective_unsent_max_bytes(self) -> int:
+        """What large answers may take: as set, else a tenth of the available memory, one result at least."""
+        return self.unsent_max_bytes or max(self.max_result_bytes, available_memory_bytes() // 10)
 
     @cached_property
     def effective_spill_dir(self) -> Path:

@@ -21,7 +21,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Principal
-from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, ProblemError, QueryCancelled
+from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, Overloaded, ProblemError, QueryCancelled
 from .http_io import Whole
 from .metrics import UNMATCHED_ENDPOINT, Metrics
 
@@ -31,6 +31,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_HEADER_BYTES = 32_768
 _CLIENT_GONE_STATUS = 499
+_MEMORY_RETRY_SECONDS = 5
 _FLUSH_SECONDS = 0.1
 _FLUSH_BYTES = 32_768
 _AUDITED = ("/api/", "/mcp")
@@ -184,8 +185,14 @@ class Telemetry:
         """Count a request that was refused before it reached this layer: bytes that are no HTTP."""
         self._metrics.observe_request("OTHER", UNMATCHED_ENDPOINT, status, 0.0)
 
+    def cut(self) -> None:
+        """Count a connection that was cut because its client does not read."""
+        self._metrics.send_cuts.inc()
+
     async def _fail(self, error: Exception, scope: Scope, sent: Mapping[str, int], send: Send) -> None:
         problem, state = error, scope["state"]
+        if isinstance(problem, MemoryError):
+            problem = no_memory(state)
         if not isinstance(problem, ProblemError):
             logger.exception("unexpected error", extra={"fields": {"request_id": state["request_id"]}})
             problem = ProblemError("internal_error", "something went wrong here; the request id finds it in the log")
@@ -233,6 +240,13 @@ def _is_large(scope: Scope) -> bool:
 def _identity(principal: Principal) -> dict[str, str | None]:
     policy = principal.rows.name if principal.rows is not None else None
     return {"key": principal.name or None, "role": principal.role, "policy": policy}
+
+
+def no_memory(state: Mapping[str, Any]) -> Overloaded:
+    """The refusal of a request for which the system had no memory: it is full of others', and will not stay so."""
+    logger.error("no memory left for a request", extra={"fields": {"request_id": state["request_id"]}})
+    text = "this replica has no memory left for the answer; ask again shortly"
+    return Overloaded("memory_full", text, retry_after_seconds=_MEMORY_RETRY_SECONDS)
 
 
 async def send_problem(problem: ProblemError, state: dict[str, Any], send: Send) -> None:

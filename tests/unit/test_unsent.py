@@ -1,0 +1,170 @@
+"""The budget of large answers, and the connection that is not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import uvicorn
+from bi_query.errors import ConfigurationError, Overloaded
+from bi_query.http_protocol import impatient, keep_little_in_the_kernel
+from bi_query.metrics import Metrics
+from bi_query.settings import load_settings
+from bi_query.unsent import LARGE_BYTES, Unsent
+
+from tests.support.readers import connect, get
+from tests.support.service import free_port, wait_until
+
+MIB = 2**20
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def counted(metrics: Metrics) -> float:
+    return metrics.registry.get_sample_value("bi_unsent_bytes") or 0.0
+
+
+def test_a_claim_grows_with_its_answer_and_ends_with_whoever_had_it(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    claim = unsent.claim()
+    for size in (1 * MIB, 2 * MIB, 2 * MIB, 5 * MIB):
+        claim.grow(size)
+        assert counted(metrics) == size
+    claim.settle(3 * MIB)
+    assert counted(metrics) == 3 * MIB
+    del claim
+    assert counted(metrics) == 0
+
+
+def test_small_answers_are_not_counted_and_never_refused(metrics: Metrics) -> None:
+    unsent = Unsent(MIB, metrics)
+    full = unsent.claim()
+    full.grow(MIB)
+    small = unsent.claim()
+    small.grow(LARGE_BYTES - 1)
+    small.settle(LARGE_BYTES - 1)
+    assert counted(metrics) == MIB
+    with pytest.raises(Overloaded):
+        small.grow(LARGE_BYTES)
+
+
+def test_what_does_not_fit_is_refused_takes_nothing_and_fits_later(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    first, second = unsent.claim(), unsent.claim()
+    first.grow(6 * MIB)
+    second.grow(4 * MIB)
+    with pytest.raises(Overloaded) as refused:
+        second.grow(4 * MIB + 1)
+    assert refused.value.code == "unsent_full"
+    assert refused.value.retry_after_seconds
+    assert counted(metrics) == 10 * MIB
+    first.settle(0)
+    second.grow(9 * MIB)
+    assert counted(metrics) == 9 * MIB
+    assert metrics.registry.get_sample_value("bi_unsent_refusals_total") == 1
+
+
+def test_one_alone_is_never_refused(metrics: Metrics) -> None:
+    claim = Unsent(MIB, metrics).claim()
+    claim.grow(3 * MIB)  # the rows were within the limit, their frame made it larger
+    assert counted(metrics) == 3 * MIB
+
+
+def test_the_same_answer_is_held_once(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    claim = unsent.claim()
+    claim.grow(4 * MIB)
+    first = unsent.hold('"a"', b"x" * 4 * MIB, claim)
+    del claim
+    others = [unsent.hold('"a"', b"x" * 4 * MIB, None) for _ in range(20)]
+    assert all(other.body is first.body for other in others)
+    assert counted(metrics) == 4 * MIB
+    del first
+    assert counted(metrics) == 4 * MIB
+    others.clear()
+    assert counted(metrics) == 0
+
+
+def test_threads_that_take_and_give_back_at_once_leave_nothing_behind(metrics: Metrics) -> None:
+    unsent = Unsent(8 * MIB, metrics)
+    seen: list[float] = []
+
+    def work(number: int) -> None:
+        for size in range(1, 100):
+            claim = unsent.claim()
+            try:
+                claim.grow(LARGE_BYTES + size * number)
+                claim.grow(2 * LARGE_BYTES + size * number)
+            except Overloaded:
+                pass
+            seen.append(counted(metrics))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(1, 33)))
+    assert 0 < max(seen) <= 8 * MIB
+    assert counted(metrics) == 0
+
+
+def test_a_budget_that_holds_no_result_is_refused_with_what_to_change() -> None:
+    with pytest.raises(ConfigurationError, match=r"BI_UNSENT_MAX_BYTES.*BI_MAX_RESULT_BYTES"):
+        load_settings(unsent_max_bytes=MIB, max_result_bytes=2 * MIB)
+    assert load_settings(max_result_bytes=2**50).effective_unsent_max_bytes == 2**50
+
+
+class _Answers:
+    """Answers with so many bytes, and counts the connections cut."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.cuts = size, 0
+
+    async def __call__(
+        self, scope: dict[str, Any], receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        length = [(b"content-length", b"%d" % self.size)]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"x" * self.size})
+
+    def refused(self, status: int) -> None:
+        raise AssertionError(status)
+
+    def cut(self) -> None:
+        self.cuts += 1
+
+
+@pytest.mark.parametrize(("size", "cuts"), [(1000, 0), (170_000, 1)])
+def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size: int, cuts: int) -> None:
+    # 170,000 bytes: what the two systems do not hold is too little for the transport to say that nobody reads.
+    app, port = _Answers(size), free_port()
+    config = uvicorn.Config(
+        app,
+        port=port,
+        http=impatient(3600),
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        proxy_headers=False,
+        timeout_keep_alive=1,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        keep_little_in_the_kernel([listener])
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
+        thread.start()
+        try:
+            with connect("127.0.0.1", port) as connection:
+                connection.sendall(get("/"))
+                wait_until(lambda: server.server_state.total_requests == 1)
+                wait_until(lambda: not server.server_state.connections, what="the connection to end")
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert app.cuts == cuts
