@@ -162,7 +162,7 @@ def test_the_budget_is_given_back_whole_after_every_format_and_every_refusal(
 
 def test_a_slow_reader_who_goes_on_reading_gets_every_byte(serve: Callable[..., Service]) -> None:
     # So slow that the transport has nothing to say for longer than the time-out: only the system knows that it reads.
-    timeout_seconds = 3.0
+    timeout_seconds = 5.0
     service = serve(send_timeout_seconds=timeout_seconds)
     right = service.sql(large_sql(1, 4000)).content
     assert len(right) > 1_000_000
