@@ -20,6 +20,7 @@ from .findings import Finding, Report
 
 AUDIT_SECONDS = 600
 ANSWER_SECONDS = 15
+_NOTHING = "it answered nothing"
 _RELEASE = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)([^\\\n]*)", re.MULTILINE)
 
 
@@ -49,22 +50,31 @@ def services() -> list[tuple[str, ...]]:
 
 def audit_locks(locks: list[Path], report: Report) -> None:
     """Add to the report what is known against the locks' releases, or that it could not be asked."""
-    asked = services()
-    for lock in locks:
+    wanted = {lock: releases(lock) for lock in locks}
+    silent: dict[tuple[str, ...], str] = {}
+    for lock in sorted(locks, key=lambda lock: -len(wanted[lock])):
         where = str(lock.relative_to(ROOT)) if lock.is_relative_to(ROOT) else str(lock)
         words = []
-        for service in asked:
-            try:
-                findings, unanswered = read_answer(where, releases(lock), _ask(lock, service))
-            except Failure as failure:
-                findings, unanswered = [], str(failure)
-            report.findings += findings
+        for service in services():
+            unanswered = silent.get(service) or _ask_one(service, lock, where, wanted[lock], report)
             if not unanswered:
-                asked = [service]  # it works here: the other need not be tried again
                 break
+            if unanswered.startswith(_NOTHING):
+                silent[service] = unanswered  # the smaller locks would hear no more
             words.append(f"{service[1]}: {unanswered}")
         else:
             report.undone.append(f"{where} was not audited for known vulnerabilities ({'; '.join(words)})")
+
+
+def _ask_one(service: tuple[str, ...], lock: Path, where: str, wanted: dict[str, str], report: Report) -> str:
+    """One service about one lock: its findings into the report, and what it left unanswered (empty when nothing)."""
+    try:
+        answer = _ask(lock, service)
+    except Failure as failure:
+        return f"{_NOTHING}: {failure}"
+    findings, unanswered = read_answer(where, wanted, answer)
+    report.findings += findings
+    return unanswered
 
 
 def _ask(lock: Path, service: tuple[str, ...]) -> Json:
@@ -110,6 +120,6 @@ def read_answer(where: str, wanted: dict[str, str], answer: Json) -> tuple[list[
     missing = sorted(set(wanted) - answered)
     if not missing:
         return findings, ""
-    shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-    why = "its answer was that it does not know them" if skipped else "no answer"
-    return findings, f"{len(missing)} of {len(wanted)} releases ({shown}): {why}"
+    if len(missing) == len(wanted):
+        return findings, f"{_NOTHING} but that it knows no such releases" if skipped else _NOTHING
+    return findings, f"no answer for {len(missing)} of {len(wanted)} releases ({', '.join(missing[:5])})"
