@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -47,16 +48,20 @@ def images_here(only: list[str], report: Report) -> list[Image]:
 
 
 def write_sboms(arguments: argparse.Namespace, report: Report) -> None:
-    """One file per image, and one of what the service's lock names."""
-    folder: Path = arguments.sboms
-    if not arguments.image:
-        path = folder / "service-python.cdx.json"
-        voice.say(f"{path}: {sbom.write(sbom.of_lock(SERVICE_LOCK, 'bi-query'), path)} packages")
-    for image in images_here(arguments.image, report):
+    """One file per image, and one of what the service's lock names; with --lock or --image only of those."""
+    every = not (arguments.lock or arguments.image)
+    for lock in [SERVICE_LOCK] if every else arguments.lock:
+        name = "service-python" if lock == SERVICE_LOCK else lock.stem
+        _write_sbom(arguments.sboms, name, sbom.of_lock(lock, name))
+    for image in images_here(arguments.image, report) if every or arguments.image else []:
         with inventory.archive(image) as tar:
             document = sbom.of_image(image, trivy.scan_image(tar))
-        path = folder / f"{image.name.replace('/', '_').replace(':', '_')}.cdx.json"
-        voice.say(f"{path}: {sbom.write(document, path)} packages")
+        _write_sbom(arguments.sboms, image.name, document)
+
+
+def _write_sbom(folder: Path, name: str, document: Json) -> None:
+    path = folder / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.cdx.json"
+    voice.say(f"{path}: {sbom.write(document, path)} packages")
 
 
 def audit_images(only: list[str], report: Report) -> None:
