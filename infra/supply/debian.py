@@ -81,13 +81,13 @@ def pending(scanned: list[tuple[Image, Json]], report: Report) -> None:
             report.notes.append(f"{image.name}: {system}, so nothing to ask Debian's security suite about")
     for codename, statuses in sorted(by_release.items()):
         try:
-            report.findings += read_list(_ask(codename, statuses))
+            report.findings += read_list(list(statuses), _ask(codename, list(statuses.values())))
         except Failure as failure:
             names = ", ".join(sorted(statuses))
             report.undone.append(f"pending security updates of {codename} in {names} ({failure})")
 
 
-def _ask(codename: str, statuses: dict[str, str]) -> str:
+def _ask(codename: str, statuses: list[str]) -> str:
     base = found_setting("BI_PYTHON_IMAGE", _python_base())
     command = [
         "docker",
@@ -104,7 +104,7 @@ def _ask(codename: str, statuses: dict[str, str]) -> str:
         "sh",
         codename,
     ]
-    sent = _tar(_host_files() | {f"{name}.status": text.encode() for name, text in statuses.items()})
+    sent = _tar(_host_files() | {f"{number}.status": text.encode() for number, text in enumerate(statuses)})
     try:
         done = subprocess.run(command, input=sent, capture_output=True, timeout=APT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
@@ -114,17 +114,19 @@ def _ask(codename: str, statuses: dict[str, str]) -> str:
     return done.stdout.decode()
 
 
-def read_list(text: str) -> list[Finding]:
-    """The findings in what apt listed, image by image."""
+def read_list(names: list[str], text: str) -> list[Finding]:
+    """The findings in what apt listed, image by image. Raises `Failure` when an image is missing in it."""
+    sections = {int(number): listed for number, _, listed in (part.partition("\n") for part in text.split("== ")[1:])}
+    if sorted(sections) != list(range(len(names))):
+        raise Failure(f"apt answered for {len(sections)} of {len(names)} images")
     findings = []
-    for section in text.split("== ")[1:]:
-        name, _, listed = section.partition("\n")
+    for number, listed in sections.items():
         for package, suite, version, _architecture, old in _PENDING.findall(listed):
             if version == old:  # the status made up here lacks what tells apt that it is the very same build
                 continue
             advice = "Pull or build the image anew (a stand-in: infra/images.sh --refresh)"
             what = f"{package} {old}, newer in {suite}"
-            findings.append(Finding(f"image {name}", f"{package}={version}", "update", what, advice))
+            findings.append(Finding(f"image {names[number]}", f"{package}={version}", "update", what, advice))
     return findings
 
 

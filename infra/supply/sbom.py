@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from stack_tools import Failure, Json
 
 from . import trivy
@@ -66,6 +64,10 @@ def _without_ref(component: Json) -> str:
 
 def write(document: Json, path: Path) -> int:
     """Write it; the number of packages in it. Raises `Failure` when it does not fit the schema, or names no package."""
+    # Here, because it takes over a second, which audits have no use for.
+    from cyclonedx.schema import SchemaVersion  # noqa: PLC0415
+    from cyclonedx.validation.json import JsonStrictValidator  # noqa: PLC0415
+
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     wrong: Any = JsonStrictValidator(SchemaVersion.from_version(document["specVersion"])).validate_str(text)
     if wrong is not None:

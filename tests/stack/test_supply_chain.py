@@ -1,0 +1,99 @@
+"""Images: bills of materials that agree with what is in them, secrets in any layer, pending security updates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from tests.support.audit import CLEAN, FOUND, audit
+from tests.support.stack import compose_image, docker
+
+DISTRIBUTIONS = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
+# Made here, so that this file has none of the form that the service's keys have.
+API_KEY = "bi_" + "0123456789ab" + "_" + "Zk3" * 14 + "Z"
+
+
+@pytest.fixture
+def build(image: str, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Build an image on the service's from a few lines; it goes away at the end."""
+    tag = f"bi-test-supply:{tmp_path.name.lower()}"
+
+    def make(lines: str) -> str:
+        text = f"FROM {image}\nUSER 0\n{lines}\n"
+        subprocess.run(
+            ["docker", "build", "--quiet", "--build-arg", f"KEY={API_KEY}", "-t", tag, "-"],
+            input=text, text=True, capture_output=True, check=True, timeout=120,
+        )  # fmt: skip
+        return tag
+
+    yield make
+    docker("image", "rm", "--force", tag, check=False)
+
+
+def test_the_bill_of_materials_names_what_the_image_holds_and_is_the_same_twice(image: str, tmp_path: Path) -> None:
+    texts = []
+    for name in ("first", "second"):
+        run = audit(tmp_path, "sbom", "--image", image, "--sboms", tmp_path / name)
+        assert run.code == CLEAN, run.output
+        (path,) = (tmp_path / name).glob("*.cdx.json")
+        texts.append(path.read_bytes())
+    assert texts[0] == texts[1]
+    document: dict[str, Any] = json.loads(texts[0])
+    purls = [unquote(component.get("purl", "")) for component in document["components"]]
+    packed = {
+        (c["name"].lower(), c["version"]) for c in document["components"] if c.get("purl", "").startswith("pkg:pypi")
+    }
+    held = docker("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", DISTRIBUTIONS).split()
+    assert {(name.lower(), version) for name, _, version in (text.partition("==") for text in held)} <= packed
+    status = docker("run", "--rm", "--network", "none", "--entrypoint", "cat", image, "/var/lib/dpkg/status")
+    installed = {line.removeprefix("Package: ") for line in status.splitlines() if line.startswith("Package: ")}
+    assert installed == {purl.removeprefix("pkg:deb/debian/").partition("@")[0] for purl in purls if "pkg:deb/" in purl}
+    assert docker("image", "inspect", "--format", "{{.Created}}", image).strip() == document["metadata"]["timestamp"]
+
+
+def test_the_bill_of_materials_names_the_modules_of_a_go_program(engine: None, tmp_path: Path) -> None:
+    caddy = compose_image("BI_CADDY_IMAGE")
+    run = audit(tmp_path, "sbom", "--image", caddy, "--sboms", tmp_path)
+    assert run.code == CLEAN, run.output
+    (path,) = tmp_path.glob("*.cdx.json")
+    purls = {str(component.get("purl", "")) for component in json.loads(path.read_text())["components"]}
+    assert any(purl.startswith("pkg:golang/github.com/quic-go/quic-go@") for purl in purls)
+
+
+def test_a_secret_is_found_in_a_layer_that_a_later_one_deletes_and_in_the_environment(
+    build: Callable[[str], str], tmp_path: Path
+) -> None:
+    lines = 'ARG KEY\nRUN mkdir -p /srv/tests && echo "key: $KEY" > /srv/tests/notes.md\nRUN rm -r /srv/tests'
+    tag = build(f"{lines}\nENV CLIENT_KEY={API_KEY}")
+    left = docker("run", "--rm", "--network", "none", "--entrypoint", "ls", tag, "/srv")
+    assert left == "", "it is gone from what a container sees"
+    run = audit(tmp_path, "images", "--image", tag)
+    assert run.code == FOUND, run.output
+    found = {(finding["id"], finding["where"].removeprefix(f"image {tag}:")) for finding in run.findings}
+    assert found >= {("bi-api-key", "/srv/tests/notes.md"), ("bi-api-key", "/configuration")}
+    assert API_KEY not in run.output, "the audit must not print what it found"
+
+
+def test_a_package_that_the_security_suite_has_newer_is_found(build: Callable[[str], str], tmp_path: Path) -> None:
+    # An image of long ago, as far as its package database says.
+    aged = build("RUN sed -i '/^Package: libexpat1$/,/^$/ s/^Version: .*/Version: 2.7.0-1/' /var/lib/dpkg/status")
+    run = audit(tmp_path, "images", "--image", aged)
+    if any("pending security updates" in words for words in run.report["undone"]):
+        run.skip_what_was_not_done()
+    assert run.code == FOUND, run.output
+    (finding,) = run.findings
+    assert (finding["kind"], finding["where"]) == ("update", f"image {aged}")
+    assert finding["id"].startswith("libexpat1=") and "libexpat1 2.7.0-1" in finding["what"]
+
+
+def test_no_image_of_the_stack_holds_a_secret_or_lacks_a_security_update(engine: None, tmp_path: Path) -> None:
+    run = audit(tmp_path, "images")
+    assert run.findings == [], run.output
+    run.skip_what_was_not_done()
+    assert run.code == CLEAN
