@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from stack_tools import STATE, Failure, Json
 
-CACHE = STATE / "trivy"
+CACHE = Path(os.environ.get("TRIVY_CACHE_DIR") or STATE / "trivy").resolve()
 SECRET_RULES = Path(__file__).with_name("secrets.yaml")
 SCAN_SECONDS = 600
 _QUIET = ("--quiet", "--skip-version-check", "--disable-telemetry", "--cache-dir", str(CACHE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 
 from tests.support.audit import CLEAN, FOUND, audit
 from tests.support.stack import compose_image, docker
+from tests.support.trivy_db import Value, write_database
 
 DISTRIBUTIONS = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
+LOOKED_INTO = Path(__file__).parents[2] / ".stack/trivy/fanal"
 # Made here, so that this file has none of the form that the service's keys have.
 API_KEY = "bi_" + "0123456789ab" + "_" + "Zk3" * 14 + "Z"
 
@@ -90,6 +93,36 @@ def test_a_package_that_the_security_suite_has_newer_is_found(build: Callable[[s
     (finding,) = run.findings
     assert (finding["kind"], finding["where"]) == ("update", f"image {aged}")
     assert finding["id"].startswith("libexpat1=") and "libexpat1 2.7.0-1" in finding["what"]
+
+
+def test_a_known_vulnerability_is_found_where_a_release_fixes_it_and_counted_where_none_does(
+    image: str, tmp_path: Path
+) -> None:
+    fixed_in_debian, fixed_on_pypi, unfixed = "CVE-2026-90001", "GHSA-test-test-0002", "CVE-2026-90003"
+    advisories: dict[str, Any] = {
+        "data-source": {
+            "debian 13": Value(ID="debian", Name="Debian Security Tracker", URL="https://example.invalid"),
+            "pip::GitHub Security Advisory pip": Value(ID="ghsa", Name="GitHub", URL="https://example.invalid"),
+        },
+        "debian 13": {"expat": {fixed_in_debian: Value(FixedVersion="99.0-1")}, "zlib": {unfixed: Value()}},
+        "pip::GitHub Security Advisory pip": {
+            "starlette": {fixed_on_pypi: Value(PatchedVersions=["99.0"], VulnerableVersions=["<99.0"])}
+        },
+        "vulnerability": {
+            name: Value(Title="made for a test", Severity="HIGH") for name in (fixed_in_debian, fixed_on_pypi, unfixed)
+        },
+    }
+    if LOOKED_INTO.is_dir():  # layers that were looked into before need not be again
+        shutil.copytree(LOOKED_INTO, tmp_path / "cache/fanal")
+    write_database(tmp_path / "cache", advisories)
+    run = audit(tmp_path, "images", "--image", image, settings={"TRIVY_CACHE_DIR": str(tmp_path / "cache")})
+    assert run.code == FOUND, run.output
+    known = {f["id"]: f for f in run.findings if f["kind"] == "vulnerability"}
+    assert set(known) == {fixed_in_debian, fixed_on_pypi}, run.output
+    assert "libexpat1" in known[fixed_in_debian]["what"] and "99.0-1" in known[fixed_in_debian]["advice"]
+    assert "starlette" in known[fixed_on_pypi]["what"] and "99.0" in known[fixed_on_pypi]["advice"]
+    assert any("1 known vulnerabilities that no release fixes yet" in note for note in run.report["notes"]), run.output
+    assert not any("known vulnerabilities" in words for words in run.report["undone"])
 
 
 def test_no_image_of_the_stack_holds_a_secret_or_lacks_a_security_update(engine: None, tmp_path: Path) -> None:
