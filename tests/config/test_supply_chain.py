@@ -154,8 +154,18 @@ def test_every_lock_is_read_whole() -> None:
         assert len(releases(lock)) == len(pinned) > 0, lock
 
 
+def test_every_release_of_every_lock_is_asked_about(tmp_path: Path) -> None:
+    asked: set[tuple[str, str]] = set()
+    with advisory_service({}, asked) as settings:
+        run = audit(tmp_path, "locks", settings=settings)
+    assert run.code == CLEAN, run.output
+    locks = [ROOT / "infra/images/caddy.lock", *ROOT.glob("*/**/requirements*.lock")]
+    assert len(locks) >= 6
+    assert {release for lock in locks for release in releases(lock).items()} <= asked
+
+
 def test_the_locked_dependencies_have_no_known_vulnerability(tmp_path: Path) -> None:
-    run = audit(tmp_path, "locks")
+    run = audit(tmp_path, "locks", "--lock", SERVICE_LOCK, "--lock", ROOT / "loadtest/requirements.lock")
     assert run.findings == [], run.output
     run.skip_what_was_not_done()
     assert run.code == CLEAN
@@ -243,22 +253,27 @@ def test_this_repository_holds_no_secret_in_any_version(tmp_path: Path) -> None:
     run.skip_what_was_not_done()
 
 
-def test_the_bill_of_materials_names_every_locked_release_and_is_the_same_twice(tmp_path: Path) -> None:
-    texts = []
-    for name in ("first", "second"):
-        run = audit(tmp_path, "sbom", "--lock", SERVICE_LOCK, "--sboms", tmp_path / name)
-        assert run.code == CLEAN, run.output
-        texts.append((tmp_path / name / "service-python.cdx.json").read_bytes())
-    assert texts[0] == texts[1]
-    document: dict[str, Any] = json.loads(texts[0])
+@pytest.fixture(scope="module")
+def bill(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return bill_of_materials(tmp_path_factory.mktemp("sbom"))
+
+
+def bill_of_materials(folder: Path) -> bytes:
+    run = audit(folder, "sbom", "--lock", SERVICE_LOCK, "--sboms", folder)
+    assert run.code == CLEAN, run.output
+    return (folder / "service-python.cdx.json").read_bytes()
+
+
+def test_the_bill_of_materials_names_every_locked_release_and_is_the_same_twice(bill: bytes, tmp_path: Path) -> None:
+    assert bill_of_materials(tmp_path) == bill
+    document: dict[str, Any] = json.loads(bill)
     assert document["bomFormat"] == "CycloneDX" and float(document["specVersion"]) >= 1.5
     named = {component.get("purl") for component in document["components"]}
     assert {f"pkg:pypi/{name}@{version}" for name, version in releases(SERVICE_LOCK).items()} <= named
 
 
-def test_a_bill_of_materials_that_does_not_fit_the_schema_is_not_written(tmp_path: Path) -> None:
-    audit(tmp_path, "sbom", "--lock", SERVICE_LOCK, "--sboms", tmp_path)
-    document = json.loads((tmp_path / "service-python.cdx.json").read_text())
+def test_a_bill_of_materials_that_does_not_fit_the_schema_is_not_written(bill: bytes, tmp_path: Path) -> None:
+    document = json.loads(bill)
     document["components"][-1]["type"] = "gadget"
     (tmp_path / "wrong.json").write_text(json.dumps(document))
     code = (

@@ -67,10 +67,13 @@ class _Advisories(BaseHTTPRequestHandler):
     """OSV's query call, for what is known of one package's one release."""
 
     known: ClassVar[dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    asked: ClassVar[set[tuple[str, str]]] = set()
 
     def do_POST(self) -> None:  # the base class's name
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        known = self.known.get((query["package"]["name"], query["version"]), [])
+        release = (query["package"]["name"], query["version"])
+        self.asked.add(release)
+        known = self.known.get(release, [])
         body = json.dumps({"vulns": known} if known else {}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -82,9 +85,11 @@ class _Advisories(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def advisory_service(known: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[dict[str, str]]:
-    """The setting that sends the audit to a service which knows just that."""
-    handler = type("Advisories", (_Advisories,), {"known": known})
+def advisory_service(
+    known: dict[tuple[str, str], list[dict[str, Any]]], asked: set[tuple[str, str]] | None = None
+) -> Iterator[dict[str, str]]:
+    """The setting that sends the audit to a service which knows just that, and notes what it is asked."""
+    handler = type("Advisories", (_Advisories,), {"known": known, "asked": asked if asked is not None else set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
