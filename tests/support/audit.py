@@ -26,7 +26,9 @@ def _tools() -> str:
     done = subprocess.run(
         ["make", ".venv-audit/.ready"], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
     )
-    return "" if done.returncode == 0 else (done.stdout + done.stderr)[-600:]
+    if done.returncode != 0:
+        return f"the audit's tools cannot be installed: {(done.stdout + done.stderr)[-600:]}"
+    return "" if PYTHON.with_name("trivy").exists() else "the package index has no Trivy for this machine"
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Audited:
 
 
 def audit(folder: Path, *arguments: str | Path, settings: Mapping[str, str] | None = None) -> Audited:
-    """Run infra/audit.py; its tools are installed first. `folder` takes the report."""
+    """Run infra/audit.py, its tools installed first; skips where they cannot be, but under CI. `folder` takes the report."""
     trouble = _tools()
-    assert not trouble, trouble
+    if trouble:
+        pytest.fail(trouble) if os.environ.get("CI") == "true" else pytest.skip(trouble)
     path = folder / "report.json"
     path.unlink(missing_ok=True)
     done = subprocess.run(
