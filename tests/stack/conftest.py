@@ -34,7 +34,7 @@ from .receiver import Receiver
 
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
-    "test_mcp", "test_publish", "test_resolved", "test_down_and_up",
+    "test_mcp", "test_publish", "test_resolved", "test_down_and_up", "test_supply_chain",
     "test_prod", "test_deploy",
 ]  # fmt: skip
 REPLICAS = 2
