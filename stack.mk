@@ -21,6 +21,9 @@ down: ## Stop the stack; its data stays
 deploy: ## Bring the new release up replica by replica, under traffic; goes back by itself when it never turns healthy
 	@python3 infra/deploy.py
 
+doctor: ## Can the stack start here: versions, ports, memory, disk, clock, data, .env; a line of advice for what cannot (ARGS=--json)
+	@python3 infra/doctor.py $(ARGS)
+
 backup: ## Snapshots, keys, secrets, metrics, Grafana and audit log of the running stack in one file (FOLDER=backups)
 	@python3 infra/backup.py $(FOLDER)
 

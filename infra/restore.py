@@ -3,10 +3,11 @@
 
     python3 infra/restore.py FILE [SERVICE ...]     brings up these services, all when none is named; YES=1 does not ask
 
-1. All of the file is read and checked before anything else happens. 2. It says what it replaces and asks, unless nothing
-runs and nothing is there. 3. The data are put beside the old ones while the stack runs on; a full disk, say, ends it here and
-nothing has changed. 4. The stack is stopped, old and new change places by renaming, the stack is started. 5. When it is
-healthy the old data are deleted; when not, they come back and the stack is started with them.
+1. All of the file is read and checked before anything else happens.
+2. It says what it replaces and asks, unless nothing runs and nothing is there.
+3. The data are put beside the old ones while the stack runs on. A full disk, say, ends it here: nothing has changed.
+4. The stack is stopped, old and new change places by renaming, the stack is started.
+5. When it is healthy the old data are deleted; when not, they come back and the stack is started with them.
 """
 
 from __future__ import annotations
