@@ -27,8 +27,8 @@ doctor: ## Can the stack start here: versions, ports, memory, disk, clock, data,
 backup: ## Snapshots, keys, secrets, metrics, Grafana and audit log of the running stack in one file (FOLDER=backups)
 	@python3 infra/backup.py $(FOLDER)
 
-restore: ## Check a backup, say what it replaces, ask (YES=1 does not), put it in place: make restore FILE=backups/....tar.gz
-	@python3 infra/restore.py $(FILE)
+restore: ## Check a backup, say what it replaces, ask (YES=1 does not), put it in place: make restore FILE=backups/....tar.gz ONLY=keys
+	@YES="$(YES)" ONLY="$(ONLY)" python3 infra/restore.py $(FILE)
 
 ps: ## What runs, how it is, on which port
 	@$(COMPOSE) ps -a --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}\t{{.Image}}'

@@ -15,8 +15,8 @@ from stack_tools import PROJECT_LABEL, Failure, Json, docker, setting, size
 
 # Older engines refuse health checks with start_interval.
 ENGINE = (25, 0)
-# Optional env files, and `up --wait` that accepts one-shots which ended well; 2.24.4 knows the overlay's !override.
-COMPOSE = (2, 24, 4)
+# Optional env files, and `up --wait` that accepts one-shots which ended well; the overlay's !override.
+COMPOSE, COMPOSE_OF_PRODUCTION = (2, 24), (2, 24, 4)
 MIB, GIB = 1 << 20, 1 << 30
 # Images and a first start. A snapshot's size by its Parquet's: the demo's 35 MB make 104 MB.
 ROOM_BYTES, SNAPSHOT_TO_PARQUET = GIB, 3
@@ -75,8 +75,9 @@ def compose_version() -> list[Finding]:
                 "install Docker's compose plug-in (docker-compose-plugin); " + INSTALL,
             )
         ]
-    if version(found) < COMPOSE:
-        detail = f"{found or 'of no known version'}; {dotted(COMPOSE)} or newer is needed"
+    needed = COMPOSE_OF_PRODUCTION if "compose.prod.yaml" in setting("COMPOSE_FILE") else COMPOSE
+    if version(found) < needed:
+        detail = f"{found or 'of no known version'}; {dotted(needed)} or newer is needed"
         return [fail("compose", detail, "upgrade Docker's compose plug-in")]
     return [ok("compose", found)]
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """`make restore FILE=backups/....tar.gz`: the stack as it was when that backup was made.
 
-    python3 infra/restore.py FILE [SERVICE ...]     brings up these services, all when none is named; YES=1 does not ask
+    python3 infra/restore.py FILE [SERVICE ...]     brings up these services, all when none is named
+
+YES=1 does not ask; ONLY="keys audit" restores these volumes alone.
 
 1. All of the file is read and checked before anything else happens.
 2. It says what it replaces and asks, unless nothing runs and nothing is there.
@@ -54,13 +56,13 @@ def main(arguments: list[str]) -> int:
             f"nothing was changed: the image {image} is not here, which is needed to write the data (make images)"
         )
     with alone(project, "restore"):
-        declared = volumes_of(resolved)
-        volumes = {name: declared[name] for name in manifest["volumes"] if name in declared}
+        volumes = chosen(manifest, volumes_of(resolved), os.environ.get("ONLY", "").split())
         was_there = tell(manifest, project, image, volumes)
         create(project, volumes)
         place(path, manifest, image, volumes)
         exchange(image, volumes, services, was_there)
-        tell_current(project, manifest)
+        if "snapshots" in volumes:
+            tell_current(project, manifest)
     voice.say("done: every service is healthy on the restored data")
     return 0
 
@@ -75,6 +77,15 @@ def find(arguments: list[str]) -> Path:
     raise Failure(f"{problem}; the newest in backups/:{known}" if known else f"{problem}; backups/ holds none")
 
 
+def chosen(manifest: Json, declared: Mapping[str, str], only: list[str]) -> dict[str, str]:
+    """The volumes to restore. Raises `Failure` for one that is named and not in the backup or not in this stack."""
+    there = {name: declared[name] for name in manifest["volumes"] if name in declared}
+    for name in only:
+        if name not in there:
+            raise Failure(f"nothing was changed: {name} is not among {', '.join(there)} (ONLY)")
+    return {name: there[name] for name in only or there}
+
+
 def tell(manifest: Json, project: str, image: str, volumes: Mapping[str, str]) -> bool:
     """Say what comes and what goes, and have it confirmed; whether there was anything. Raises `Failure` without a yes."""
     voice.say(f"backup of the stack {manifest['project']!r}, made {manifest['made_at']}, release {manifest['release']}")
@@ -83,7 +94,7 @@ def tell(manifest: Json, project: str, image: str, volumes: Mapping[str, str]) -
     for name in manifest["volumes"]:
         files = manifest["volumes"][name]["files"]
         if name not in volumes:
-            voice.say(f"  {name}: in the backup, but this stack has no such volume: left out")
+            voice.say(f"  {name}: left out (this stack has no such volume, or ONLY does not name it)")
             continue
         old = weights.get(name, {"files": 0, "bytes": 0})
         goes = f"; REPLACES {old['files']} files, {size(old['bytes'])}" if old["files"] else ""

@@ -25,6 +25,12 @@ if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting 
 fi
 
 echo "up: healthy after $((SECONDS - started)) s"
+if [[ $(setting COMPOSE_FILE "") == *compose.prod.yaml* ]]; then
+  echo "  service       https://$(setting BI_DOMAIN "")/docs"
+  echo "  Grafana       https://$(setting BI_DOMAIN "")/grafana/  (admin; make password)"
+  echo "  API key       make password"
+  exit 0
+fi
 echo "  service       http://127.0.0.1:$(setting BI_QUERY_PORT 8000)/docs"
 echo "  Prometheus    http://127.0.0.1:$(setting BI_PROMETHEUS_PORT 9090)"
 echo "  Alertmanager  http://127.0.0.1:$(setting BI_ALERTMANAGER_PORT 9093)"

@@ -168,10 +168,17 @@ def test_an_old_engine_fails(machine: Machine, old: str) -> None:
     assert f"{old}; 25.0 or newer" in only(machine, "engine") or old == "nonsense"
 
 
-@pytest.mark.parametrize("old", ["2.23.3", "2.24.3", "1.29.2"])
+@pytest.mark.parametrize("old", ["2.23.3", "2.9.0", "1.29.2"])
 def test_an_old_compose_fails(machine: Machine, old: str) -> None:
     machine.says(compose=old)
-    assert f"{old}; 2.24.4 or newer" in only(machine, "compose")
+    assert f"{old}; 2.24 or newer" in only(machine, "compose")
+
+
+def test_production_needs_a_newer_compose(machine: Machine) -> None:
+    machine.says(compose="2.24.3")
+    assert machine.findings("FAIL") == {}
+    machine.env.write_text("COMPOSE_FILE=compose.yaml:compose.prod.yaml\n")
+    assert "2.24.3; 2.24.4 or newer" in only(machine, "compose")
 
 
 @pytest.mark.parametrize("new", ["v2.24.4", "2.26.1-4", "5.5.0"])

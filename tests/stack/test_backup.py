@@ -56,7 +56,8 @@ class Before:
 
     archive: Path
     answers: list[tuple[str, bytes]]
-    keys: dict[str, str]
+    good_key: str
+    revoked_key: str
     metrics: list[object]
     moment: float
     files: dict[str, object]
@@ -112,9 +113,11 @@ def answers(saved: ProductionStack) -> list[tuple[str, bytes]]:
     return [(answer.headers["X-Data-Version"], answer.content) for answer in got]
 
 
-def make_key(saved: ProductionStack, name: str) -> str:
-    said = saved.compose("--profile", "tools", "run", "--rm", "-T", "keys", "add", name, "--role", "reader").stdout
-    return next(word for word in said.split() if word.startswith("bi_"))
+def keys(saved: ProductionStack, *commands: str) -> list[str]:
+    """Run `bi-query keys` for each of these; the keys that were shown."""
+    script = " && ".join(f"bi-query keys {command}" for command in commands)
+    said = saved.compose("--profile", "tools", "run", "--rm", "-T", "--entrypoint", "sh", "keys", "-c", script).stdout
+    return [word for word in said.split() if word.startswith("bi_")]
 
 
 def accepted(saved: ProductionStack, key: str) -> int:
@@ -132,11 +135,10 @@ def metrics(saved: ProductionStack, at: float) -> list[object]:
 @pytest.fixture(scope="module")
 def before(saved: ProductionStack, data: Small) -> Before:
     """A backup under traffic; what it must bring back."""
-    keys = {"ana": make_key(saved, "ana"), "bob": make_key(saved, "bob")}
+    ana, bob = keys(saved, "add ana --role reader", "add bob --role reader", "revoke bob")
     data.write_data(2)  # a second snapshot, which the pointer leads to
-    saved.compose("run", "--rm", "-T", "publish", timeout=120)
-    saved.compose("--profile", "tools", "run", "--rm", "-T", "keys", "revoke", "bob")
-    wait_until(lambda: [accepted(saved, key) for key in keys.values()] == [200, 401], 20, what="the keys")
+    saved.compose("run", "--rm", "-T", "--no-deps", "publish", timeout=120)
+    wait_until(lambda: [accepted(saved, key) for key in (ana, bob)] == [200, 401], 20, what="the keys")
     wait_until(lambda: b"2" in answers(saved)[2][1], 20, what="the second snapshot")
     wait_until(lambda: len(metrics(saved, time.time())) > 100, 60, what="Prometheus to have samples")
     moment = time.time()
@@ -151,7 +153,8 @@ def before(saved: ProductionStack, data: Small) -> Before:
     )
     (archive,) = (data.root / "backups").iterdir()
     kept = files(saved, "secrets", "keys", "edge", "grafana")
-    return Before(archive, answers(saved), keys, metrics(saved, moment), moment, kept, saved.root_certificate())
+    now = metrics(saved, moment)
+    return Before(archive, answers(saved), ana, bob, now, moment, kept, saved.root_certificate())
 
 
 def containers(saved: ProductionStack) -> set[str]:
@@ -203,7 +206,7 @@ def test_volumes_that_were_destroyed_come_back_as_they_were(saved: ProductionSta
     assert "as at the backup" in done.stdout
 
     assert answers(saved) == before.answers
-    assert [accepted(saved, key) for key in before.keys.values()] == [200, 401]
+    assert [accepted(saved, key) for key in (before.good_key, before.revoked_key)] == [200, 401]
     assert metrics(saved, before.moment) == before.metrics
     assert saved.root_certificate() == before.certificate
     assert files(saved, *before.files) == before.files
@@ -211,28 +214,38 @@ def test_volumes_that_were_destroyed_come_back_as_they_were(saved: ProductionSta
     wait_until(lambda: len(metrics(saved, time.time())) > 100, 60, what="Prometheus to go on")
 
 
-def test_what_was_made_since_is_gone_after_a_restore_over_a_running_stack(
-    saved: ProductionStack, data: Small, before: Before
-) -> None:
-    late = make_key(saved, "late")
-    wait_until(lambda: accepted(saved, late) == 200, 20, what="the new key")
-    done = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, YES="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert accepted(saved, late) == 401
-    assert answers(saved) == before.answers
-    assert files(saved, *before.files) == before.files
+@pytest.fixture(scope="module")
+def late(saved: ProductionStack, before: Before) -> str:
+    """A key that was made after the backup."""
+    (key,) = keys(saved, "add late --role reader")
+    wait_until(lambda: accepted(saved, key) == 200, 20, what="the new key")
+    return key
 
 
 def test_a_restore_that_never_turns_healthy_goes_back_to_what_was_there(
-    saved: ProductionStack, data: Small, before: Before
+    saved: ProductionStack, before: Before, late: str
 ) -> None:
-    (data.root / "backups" / "damaged.tar.gz").unlink(missing_ok=True)
+    there = files(saved, *before.files)
     path = unreadable_keys(before.archive)
     done = saved.program("python3", "infra/restore.py", str(path), *SERVICES, YES="1", BI_UP_SECONDS="6")
     assert done.returncode == 1
     assert "the stack runs on the data of before" in done.stderr, done.stdout + done.stderr
+    assert accepted(saved, late) == 200
     assert answers(saved) == before.answers
-    assert files(saved, *before.files) == before.files
+    assert files(saved, *before.files) == there
+
+
+def test_one_volume_alone_goes_back_to_the_backup_and_the_others_stay(
+    saved: ProductionStack, before: Before, late: str
+) -> None:
+    there = files(saved, "snapshots", "edge", "grafana", "secrets")
+    done = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, YES="1", ONLY="kees")
+    assert done.returncode == 1 and "kees is not among" in done.stderr
+    done = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, YES="1", ONLY="keys")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [accepted(saved, key) for key in (late, before.good_key)] == [401, 200]
+    assert files(saved, "snapshots", "edge", "grafana", "secrets") == there
+    assert files(saved, "keys") == {"keys": before.files["keys"]}
 
 
 def unreadable_keys(archive: Path) -> Path:
