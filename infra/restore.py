@@ -32,6 +32,7 @@ from stack_tools import (
     configuration,
     containers,
     docker,
+    run,
     setting,
     size,
 )
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
         was_there = tell(manifest, project, image, volumes)
         create(project, volumes)
         place(path, manifest, image, volumes)
-        exchange(image, volumes, services, was_there)
+        exchange(project, image, volumes, services, was_there)
         if "snapshots" in volumes:
             tell_current(project, manifest)
     voice.say("done: every service is healthy on the restored data")
@@ -152,19 +153,19 @@ def place(path: Path, manifest: Json, image: str, volumes: Mapping[str, str]) ->
     progress.done(f"{size(total)} are beside the old data")
 
 
-def exchange(image: str, volumes: Mapping[str, str], services: list[str], was_there: bool) -> None:
+def exchange(project: str, image: str, volumes: Mapping[str, str], services: list[str], was_there: bool) -> None:
     """Stop, change places, start; and back when that does not turn healthy."""
     voice.say("stopping the stack")
     compose("down", "--remove-orphans", timeout=300)
     try:
         ask(image, volumes, "exchange")
     except Failure as failure:
-        start(services, seconds=300)
+        start(project, services, seconds=300)
         ask(image, volumes, "discard")
         raise Failure(f"nothing was changed: {failure}") from failure
     voice.say("starting the stack on the restored data")
     try:
-        start(services, float(setting("BI_UP_SECONDS", "300")))
+        start(project, services, float(setting("BI_UP_SECONDS", "300")))
     except Failure as failure:
         if not was_there:
             raise Failure(
@@ -173,7 +174,7 @@ def exchange(image: str, volumes: Mapping[str, str], services: list[str], was_th
         voice.say("GOING BACK to the data of before: the stack was not healthy with the restored")
         compose("down", "--remove-orphans", timeout=300)
         ask(image, volumes, "undo")
-        start(services, seconds=300)
+        start(project, services, seconds=300)
         ask(image, volumes, "discard")
         raise Failure(f"not restored, the stack runs on the data of before. The reason:\n{failure}") from failure
     ask(image, volumes, "discard")
@@ -194,9 +195,27 @@ def tell_current(project: str, manifest: Json) -> None:
             voice.say(f"served is snapshot {current}, as at the backup")
 
 
-def start(services: list[str], seconds: float) -> None:
-    """Up and healthy within `seconds`, data published before. Raises `Failure`."""
-    compose("up", "-d", "--no-build", "--wait", "--wait-timeout", f"{seconds:.0f}", *services, timeout=seconds + 3600)
+def start(project: str, services: list[str], seconds: float) -> None:
+    """Up and healthy within `seconds`, data published before. Raises `Failure` with the words of what is not."""
+    try:
+        compose(
+            "up", "-d", "--no-build", "--wait", "--wait-timeout", f"{seconds:.0f}", *services, timeout=seconds + 3600
+        )
+    except Failure as failure:
+        raise Failure("\n".join([str(failure).splitlines()[-1], *last_words(project)])) from failure
+
+
+def last_words(project: str) -> list[str]:
+    """The last log lines of each service that should be healthy and is not, or ended with an error."""
+    lines = []
+    for container in containers(project, every=True):
+        state = container["State"]
+        if state["ExitCode"] == 0 and state.get("Health", {}).get("Status") in (None, "healthy"):
+            continue
+        log = run("sh", "-c", f"docker logs --tail 5 {container['Id']} 2>&1", check=False)
+        service = container["Config"]["Labels"][SERVICE_LABEL]
+        lines += [f"  {service} | {line[:300]}" for line in log.splitlines()]
+    return lines
 
 
 if __name__ == "__main__":
