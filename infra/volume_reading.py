@@ -148,22 +148,30 @@ def take_snapshots(root: Path) -> Taken:
 
 
 def take_audit(root: Path) -> Taken:
-    """Whole lines. Newest file first: of those moved aside meanwhile one is met twice (and taken once), none missed."""
+    """Whole lines. Newest file first, and again until nothing new is found: whenever files are moved aside meanwhile, the
+    same one is met under two names (and taken once), and none is missed.
+    """
 
     def age(path: str) -> tuple[str, int]:
         name, _, number = path.rpartition(".")
         return (name, int(number)) if number.isdigit() else (path, 0)
 
-    taken, seen = Taken(), set()
-    for path in sorted(names(root), key=age):
-        entry = taken.add(root, path)
-        if entry is None or entry.file is None:
-            continue
-        if entry.status.st_ino in seen:
-            taken.entries.remove(entry)
-            continue
-        seen.add(entry.status.st_ino)
-        entry.limit = whole_lines(entry.file, entry.limit)
+    taken, is_new = Taken(), True
+    seen: set[int] = set()
+    known: set[str] = set()
+    while is_new:
+        is_new = False
+        for path in sorted(set(names(root)) - known, key=age):
+            entry = taken.add(root, path)
+            if entry is not None and entry.status.st_ino in seen:
+                taken.entries.remove(entry)
+            elif entry is not None:
+                seen.add(entry.status.st_ino)
+                known.add(path)
+                is_new = True
+    for entry in taken.entries:
+        if entry.file is not None:
+            entry.limit = whole_lines(entry.file, entry.limit)
     return taken
 
 

@@ -248,6 +248,30 @@ def test_the_audit_log_is_whole_lines_whatever_is_written_or_moved_aside_meanwhi
     assert copied("audit", meanwhile) == {"a.jsonl": b'{"n": 2}\n{"n": 3}\n', "a.jsonl.1": b'{"n": 1}\n'}
 
 
+@pytest.mark.parametrize("moment", [0, 1, 2, 3])
+def test_no_audit_line_is_missed_or_met_twice_when_files_move_while_they_are_opened(
+    volumes: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    folder, opened = volumes / "audit", []
+    for name, number in (("a.jsonl.2", 1), ("a.jsonl.1", 2), ("a.jsonl", 3)):
+        (folder / name).write_bytes(b'{"n": %d}\n' % number)
+    plain = volume_reading.Taken.add
+
+    def add(taken: volume_reading.Taken, root: Path, path: str) -> volume_reading.Entry | None:
+        if len(opened) == moment:
+            for number in (2, 1):
+                (folder / f"a.jsonl.{number}").rename(folder / f"a.jsonl.{number + 1}")
+            (folder / "a.jsonl").rename(folder / "a.jsonl.1")
+            (folder / "a.jsonl").write_bytes(b'{"n": 4}\n')
+        opened.append(path)
+        return plain(taken, root, path)
+
+    monkeypatch.setattr(volume_reading.Taken, "add", add)
+    lines = b"".join(copied("audit").values()).splitlines()
+    assert len(lines) == len(set(lines))
+    assert {b'{"n": 1}', b'{"n": 2}', b'{"n": 3}'} <= set(lines)
+
+
 def test_a_line_longer_than_any_buffer_is_found_whole(tmp_path: Path) -> None:
     path = tmp_path / "long"
     line = b"x" * (3 * volume_reading.CHUNK) + b"\n"
