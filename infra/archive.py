@@ -32,7 +32,7 @@ class Writer:
     """Writes an archive, readable by its owner alone, that appears under its name when it is complete."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self.folder = path, path.parent
         self._draft = path.with_name(f".{path.name}.part")
         self._draft.unlink(missing_ok=True)
         # The stack's secrets are in it.

@@ -22,9 +22,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from archive import Writer, verify
 from stack_tools import (
@@ -41,6 +43,7 @@ from stack_tools import (
     run,
     size,
 )
+from volume_reading import CHUNK
 from volumes import HELD, Agent, existing, held_still, volumes_of, weigh
 
 voice = Voice("backup")
@@ -102,23 +105,42 @@ def write(path: Path, project: str, image: str, volumes: Mapping[str, str], abou
 def copy(agent: Agent, writer: Writer, project: str, volume: str, expected: int) -> Json:
     """One volume; when it was, and what had to be left out."""
     progress = Progress(voice, volume, expected)
-    amount, moment, held = 0, time.time(), ""
-    with held_still(project, volume) as let_go:
-        started = time.monotonic()
+    amount, moment, held, spooling = 0, time.time(), "", volume in HELD
+    # What is copied while its owner is held still is compressed after it has been let go. Nameless, and of mode 0600.
+    with tempfile.TemporaryFile(dir=writer.folder) as spool, held_still(project, volume) as let_go:
+        started, spooled = time.monotonic(), list[Json]()
         agent.send({"copy": volume})
         while "done" not in (frame := agent.next()):
             if "taken" in frame:
                 moment = time.time()
                 if let_go():
                     held = f"; {HELD[volume]} was held still for {time.monotonic() - started:.1f} s"
+                spool.seek(0)
+                for one in spooled:
+                    writer.add(volume, one, spool)
+                spooling = False
                 continue
-            writer.add(volume, frame, agent.answers)
+            if spooling:
+                spooled.append(frame)
+                copy_bytes(agent.answers, spool, frame["bytes"] or 0)
+            else:
+                writer.add(volume, frame, agent.answers)
             amount += frame["bytes"] or 0
             progress.at(amount)
     progress.done(f"{volume}: {len(writer.volumes[volume]['files'])} files, {size(amount)}{held}")
     for path in frame["left_out"]:
         voice.say(f"LEFT OUT of {volume}: {json.dumps(path)} is neither a file nor a folder")
     return {"at": moment, "left_out": frame["left_out"], "current": frame["current"]}
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes], amount: int) -> None:
+    """So many bytes. Raises `OSError` when there are fewer."""
+    while amount:
+        piece = source.read(min(CHUNK, amount))
+        if not piece:
+            raise OSError("unexpected end of data")
+        target.write(piece)
+        amount -= len(piece)
 
 
 if __name__ == "__main__":
