@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from archive import Writer, members, verify
+from volumes import held_still
 
 from tests.support.production import ProductionStack
 from tests.support.service import wait_until
@@ -169,6 +170,17 @@ def test_a_backup_is_for_its_owners_eyes_alone_and_holds_prometheus_still_no_lon
     assert not any(container["State"]["Paused"] for container in saved.inspect())
 
 
+def test_prometheus_goes_on_when_a_backup_is_ended_while_it_is_held_still(
+    saved: ProductionStack, before: Before
+) -> None:
+    (container,) = saved.inspect("prometheus", running=True)
+    with pytest.raises(KeyboardInterrupt), held_still(saved.project, "prometheus"):
+        assert saved.inspect("prometheus")[0]["State"]["Paused"]
+        raise KeyboardInterrupt
+    (after,) = saved.inspect("prometheus", running=True)
+    assert (after["Id"], after["State"]["Paused"]) == (container["Id"], False)
+
+
 def test_a_damaged_backup_is_refused_and_nothing_is_changed(saved: ProductionStack, before: Before) -> None:
     running, content = containers(saved), before.archive.read_bytes()
     half = len(content) // 2
@@ -247,6 +259,18 @@ def test_one_volume_alone_goes_back_to_the_backup_and_the_others_stay(
     assert [accepted(saved, key) for key in (late, before.good_key)] == [401, 200]
     assert files(saved, "edge", "grafana", "secrets") == there
     assert files(saved, "keys") == {"keys": before.files["keys"]}
+
+
+def test_a_stack_that_is_stopped_is_backed_up_whole_too(saved: ProductionStack, data: Small, before: Before) -> None:
+    saved.compose("stop", timeout=120)
+    done = saved.program("python3", "infra/backup.py", str(data.root / "stopped"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = (data.root / "stopped").iterdir()
+    there, wanted = verify(archive)["volumes"], verify(before.archive)["volumes"]
+    assert {volume: len(content["files"]) > 0 for volume, content in there.items()} == {
+        volume: len(content["files"]) > 0 for volume, content in wanted.items()
+    }
+    assert any(name.startswith("wal/") for name in there["prometheus"]["files"])
 
 
 def unreadable_keys(archive: Path) -> Path:
