@@ -1,5 +1,5 @@
 # The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
-.PHONY: snapshots rollback engine images up down deploy ps logs clean password keys load chaos
+.PHONY: snapshots rollback engine images up down deploy backup restore doctor ps logs clean password keys load chaos
 
 # The user's .env (or BI_ENV_FILE), then what `make images` found, which has the last word on images.
 ENV_FILE = $(or $(BI_ENV_FILE),.env)
@@ -20,6 +20,15 @@ down: ## Stop the stack; its data stays
 
 deploy: ## Bring the new release up replica by replica, under traffic; goes back by itself when it never turns healthy
 	@python3 infra/deploy.py
+
+doctor: ## Can the stack start here: versions, ports, memory, disk, clock, data, .env; a line of advice for what cannot (ARGS=--json)
+	@python3 infra/doctor.py $(ARGS)
+
+backup: ## Snapshots, keys, secrets, metrics, Grafana and audit log of the running stack in one file (FOLDER=backups)
+	@python3 infra/backup.py $(FOLDER)
+
+restore: ## Check a backup, say what it replaces, ask (YES=1 does not), put it in place: make restore FILE=backups/....tar.gz ONLY=keys
+	@YES="$(YES)" ONLY="$(ONLY)" python3 infra/restore.py $(FILE)
 
 ps: ## What runs, how it is, on which port
 	@$(COMPOSE) ps -a --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}\t{{.Image}}'

@@ -9,7 +9,6 @@ a new replica may take to become healthy.
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from stack_tools import (
     Failure,
     Json,
     Voice,
+    alone,
     compose,
     configuration,
     containers,
@@ -128,14 +128,9 @@ def wait_healthy(container: str, seconds: float) -> None:
 
 def main(arguments: list[str]) -> int:
     """Deploy; the exit code is 0 when the new release serves, 1 when the old one still does."""
-    STATE.mkdir(exist_ok=True)
     resolved = configuration()
     project = str(resolved["name"])
-    with (STATE / f"deploy-{project}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Failure(f"another deploy of {project} is under way") from None
+    with alone(project, "deploy"):
         return deploy(project, resolved["services"], build="--no-build" not in arguments)
 
 

@@ -6,10 +6,14 @@ The standard library alone, Python 3.11 or newer: these run on a server that has
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +45,54 @@ class Voice:
         """Last words, and exit code 1."""
         print(f"{self._program}: {text}", file=sys.stderr, flush=True)
         raise SystemExit(1)
+
+
+class Progress:
+    """How far a long step is: on a terminal a line that changes, elsewhere nothing but the last."""
+
+    def __init__(self, voice: Voice, what: str, total: int) -> None:
+        self._voice, self._what, self._total = voice, what, total
+        self._started = self._shown = time.monotonic()
+        self._live = sys.stdout.isatty()
+
+    def at(self, amount: int) -> None:
+        """So much of the total is done."""
+        now = time.monotonic()
+        if self._live and now - self._shown > 0.2 and self._total:
+            self._shown = now
+            share = min(100, 100 * amount // self._total)
+            print(f"\r  {self._what}: {share:3} % after {now - self._started:.0f} s ", end="", flush=True)
+
+    def done(self, text: str) -> None:
+        """The line that stays."""
+        if self._live:
+            print("\r\033[K", end="")
+        self._voice.say(f"{text} ({time.monotonic() - self._started:.1f} s)")
+
+
+@contextlib.contextmanager
+def alone(project: str, what: str) -> Iterator[None]:
+    """One deploy, backup or restore of a stack at a time. Raises `Failure` while there is another."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / f"deploy-{project}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise Failure(f"another {lock.read().strip() or 'deploy'} of {project} is under way") from None
+        lock.truncate(0)
+        lock.write(what)
+        lock.flush()
+        yield
+
+
+def size(amount: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if amount >= 10 or unit == "bytes" else f"{amount:.1f} {unit}"
 
 
 def env_file() -> Path:

@@ -6,6 +6,10 @@ cd "$(dirname "$0")/.."
 . infra/lib.sh
 
 infra/engine.sh --check >/dev/null || { infra/engine.sh --check || true; echo "up: make engine sees to that" >&2; exit 1; }
+# What cannot work is said before anything is built or started; what may hurt later is said, too. About a second.
+if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  python3 infra/doctor.py --quiet || { echo "up: nothing was started; mend what failed (docker compose up -d starts it all the same)" >&2; exit 1; }
+fi
 if [ -f .stack/images.env ]; then infra/images.sh --own; else infra/images.sh; fi
 
 started=$SECONDS
@@ -21,6 +25,12 @@ if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting 
 fi
 
 echo "up: healthy after $((SECONDS - started)) s"
+if [[ $(setting COMPOSE_FILE "") == *compose.prod.yaml* ]]; then
+  echo "  service       https://$(setting BI_DOMAIN "")/docs"
+  echo "  Grafana       https://$(setting BI_DOMAIN "")/grafana/  (admin; make password)"
+  echo "  API key       make password"
+  exit 0
+fi
 echo "  service       http://127.0.0.1:$(setting BI_QUERY_PORT 8000)/docs"
 echo "  Prometheus    http://127.0.0.1:$(setting BI_PROMETHEUS_PORT 9090)"
 echo "  Alertmanager  http://127.0.0.1:$(setting BI_ALERTMANAGER_PORT 9093)"

@@ -222,3 +222,11 @@ def shown(port: int) -> str:
     except OSError:
         return ""
     return next((name for name in ("first", "renewed") if name.encode() in raw), "")
+
+
+def test_the_doctor_takes_the_ports_of_the_running_stack_for_its_own(production: ProductionStack) -> None:
+    done = production.program("python3", "infra/doctor.py", "--json")
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert found["ports"]["status"] == "ok", found
+    for port in (f"{production.http_port}/tcp", f"{production.https_port}/tcp", f"{production.https_port}/udp"):
+        assert f"{port} (this stack's already)" in found["ports"]["detail"]
