@@ -127,6 +127,50 @@ def test_who_waits_too_long_is_refused_and_the_wait_is_counted(published: Small)
     asyncio.run(story())
 
 
+def test_a_thread_that_is_free_takes_the_next_query_while_the_event_loop_is_busy(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, max_running_queries=1) as b:
+            asked = [b.ask("select 7"), b.ask("select 8"), b.ask("select 9")]
+            await asyncio.sleep(0)
+            runs = list(b.engine._admitted)
+            assert len(runs) == 3
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not all(run.packed for run in runs):  # nothing is awaited here: the loop stands still
+                assert time.monotonic() < deadline, "the thread waits for the event loop"
+                time.sleep(0.005)  # noqa: ASYNC251
+            answers = [orjson.loads((await task).encoded.body)["rows"] for task in asked]
+            assert answers == [[[7]], [[8]], [[9]]]
+            assert b.number("bi_engine_wait_seconds_count") == 3
+
+    asyncio.run(story())
+
+
+def test_a_time_out_counts_from_the_start_of_the_query_not_from_its_wait(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, max_running_queries=1, query_timeout_seconds=20) as b:
+            first = b.ask(ENDLESS)
+            await b.until(lambda: b.running() == 1)
+            second = b.ask("select 1", timeout_seconds=1, query="late")
+            await b.until(lambda: b.waiting() == 1)
+            await asyncio.sleep(1.2)  # longer than the second may run, shorter than it may wait
+            assert b.waiting() == 1
+            first.cancel()
+            assert (await second).encoded.row_count == 1
+            third = b.ask(ENDLESS)
+            await b.until(lambda: b.running() == 1)
+            fourth = b.ask(ENDLESS, timeout_seconds=0.3, query="late")
+            await b.until(lambda: b.waiting() == 1)
+            await asyncio.sleep(0.5)
+            third.cancel()
+            started = time.perf_counter()
+            with pytest.raises(QueryTimeout, match=r"longer than 0\.3 s"):
+                await fourth
+            assert time.perf_counter() - started >= 0.3
+            assert b.outcome("timeout", "late") == 1
+
+    asyncio.run(story())
+
+
 def test_a_time_out_really_stops_the_query(published: Small) -> None:
     async def story() -> None:
         async with bench(published, query_timeout_seconds=0.3) as b:
