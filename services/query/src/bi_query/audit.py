@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from .errors import ConfigurationError
+from .lines import json_line
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class AuditLog:
         if not self._lines:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
         line = {name: fields[name] for name in (*_MEMBERS, *_OF_THE_QUERY) if name in fields}
-        self._lines.append(orjson.dumps(line, default=str))
+        self._lines.append(json_line(line))
         if len(self._lines) >= _FLUSH_LINES:
             self.flush()
 
