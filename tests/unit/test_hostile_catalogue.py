@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,13 +149,16 @@ def test_all_of_them_at_once_take_little_memory_and_no_time(small: Small) -> Non
     for number, (name, make, *_) in enumerate(FILES.values()):
         stem, suffix = name.rsplit(".", 1)
         put(small.catalogue / (name if suffix == "yaml" else f"{stem}{number}.sql"), make)
+    code = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES}, {MEMORY_BYTES}))\n"
+        "from bi_query.cli import main\nraise SystemExit(main(['check', '--no-run']))"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "bi_query.cli", "check", "--no-run"],
+        [sys.executable, "-c", code],
         env={**os.environ, **environment(small)},
         capture_output=True,
         timeout=60,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES)),
     )
     assert done.returncode == 1, done.stderr[-2000:]
     assert b"problem(s):" in done.stderr and b"Traceback" not in done.stderr

@@ -1,11 +1,14 @@
-"""uvicorn's HTTP protocol with bounds on a request's head, and our error shape for what is no HTTP.
+"""uvicorn's HTTP protocol with bounds on a request's head and on what frames its body, and our error shape for what is
+no HTTP.
 
 Without a bound the parser gathers a header that never ends, at a cost that grows with its square: one connection could
-take all the memory and all of the event loop.
+take all the memory and all of the event loop. The headers that may follow a body in chunks are gathered the same way, and
+the extensions of a chunk are read for ever.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Protocol, runtime_checkable
 
@@ -14,9 +17,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .errors import PROBLEM_MEDIA_TYPE, BadRequest, HeadersTooLarge, ProblemError
 
+logger = logging.getLogger(__name__)
+
 MAX_HEAD_BYTES = 262_144
 """A head still incomplete after this much is cut off; smaller ones are judged by the application."""
 _MAX_URL_BYTES = 60_000
+_FRAMING_PER_BODY_BYTE = 8
+"""A body of single bytes, each a chunk, takes five bytes of framing for each; nobody needs more."""
 
 
 @runtime_checkable
@@ -32,20 +39,34 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _in_head = False
     _head_bytes = 0
+    _framing_bytes = 0
+    _body_bytes = 0
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and give up on a head that does not end."""
+        """Parse, and give up on a head, or on framing of a body, that does not end."""
         self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             detail = f"the request's head is larger than {MAX_HEAD_BYTES} bytes"
             self._refuse(HeadersTooLarge("headers_too_large", detail), b"Request Header Fields Too Large")
+        elif self._framing_bytes > MAX_HEAD_BYTES + _FRAMING_PER_BODY_BYTE * self._body_bytes:
+            logger.warning("a request's framing has no end: its connection is cut")
+            self.transport.close()
 
     def on_message_begin(self) -> None:
         """A new head starts."""
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = self._body_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(body)
+        self._framing_bytes -= len(body)
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """The head is there."""
