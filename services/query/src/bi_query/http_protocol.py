@@ -62,6 +62,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = self._framing_bytes = self._body_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; those behind a body are nobody's, and would change a request that was judged by its head."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(body)
