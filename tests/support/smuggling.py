@@ -7,7 +7,9 @@ import ssl
 from collections.abc import Callable
 
 INNER = "GET /api/v1/queries HTTP/1.1\r\nHost: {host}\r\nX-Request-ID: {marker}\r\n\r\n"
-_JSON = "POST /api/v1/query HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nX-Request-ID: {marker}-outer\r\n"
+_JSON = (
+    "POST /api/v1/query HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nX-Request-ID: {marker}-outer\r\n"
+)
 Make = Callable[[str, str], bytes]
 
 

@@ -56,7 +56,13 @@ Make = str | bytes | Callable[[Path], object]
 Check = Callable[..., tuple[int, str, str]]
 
 FILES: dict[str, tuple[str, Make, str, int, str]] = {
-    "a billion laughs in front matter": ("queries/q.sql", query(GOOD + "\n" + LAUGHS), "queries/q.sql", 5, "write it out"),
+    "a billion laughs in front matter": (
+        "queries/q.sql",
+        query(GOOD + "\n" + LAUGHS),
+        "queries/q.sql",
+        5,
+        "write it out",
+    ),
     "a billion laughs in a model": ("models/q.sql", query(LAUGHS), "models/q.sql", 3, "write it out"),
     "a billion laughs in policies": ("policies.yaml", LAUGHS, "policies.yaml", 2, "write it out"),
     "a billion laughs in freshness": ("freshness.yaml", LAUGHS, "freshness.yaml", 2, "write it out"),
@@ -77,7 +83,13 @@ FILES: dict[str, tuple[str, Make, str, int, str]] = {
     ),
     "brackets without end": ("policies.yaml", "a: " + "[" * 100_000, "policies.yaml", 1, "nested too deeply"),
     "mappings within mappings": ("queries/q.sql", query("{a: " * 5000), "queries/q.sql", 2, "nested too deeply"),
-    "a file of 300 KB": ("queries/q.sql", query(GOOD, "select 1 -- " + "x" * 300_000), "queries/q.sql", 1, "larger than"),
+    "a file of 300 KB": (
+        "queries/q.sql",
+        query(GOOD, "select 1 -- " + "x" * 300_000),
+        "queries/q.sql",
+        1,
+        "larger than",
+    ),
     "a file of 4 GB that takes no room": (
         "policies.yaml",
         lambda path: (path.touch(), os.truncate(path, 4 * 1024 * MIB)),
@@ -92,14 +104,38 @@ FILES: dict[str, tuple[str, Make, str, int, str]] = {
         1,
         "9,980 faults more",
     ),
-    "a number of 10,000 digits": ("freshness.yaml", f"quick: {{fresh_seconds: {'9' * 10_000}}}", "freshness.yaml", 1, ""),
-    "bytes that are no UTF-8": ("queries/q.sql", b"/*---\ntitle: \xff\xfe\n---*/ select 1", "queries/q.sql", 1, "utf-8"),
-    "a NUL in front matter": ("queries/q.sql", query("title: a\0b\nfreshness: quick"), "queries/q.sql", 1, "not allowed"),
+    "a number of 10,000 digits": (
+        "freshness.yaml",
+        f"quick: {{fresh_seconds: {'9' * 10_000}}}",
+        "freshness.yaml",
+        1,
+        "",
+    ),
+    "bytes that are no UTF-8": (
+        "queries/q.sql",
+        b"/*---\ntitle: \xff\xfe\n---*/ select 1",
+        "queries/q.sql",
+        1,
+        "utf-8",
+    ),
+    "a NUL in front matter": (
+        "queries/q.sql",
+        query("title: a\0b\nfreshness: quick"),
+        "queries/q.sql",
+        1,
+        "not allowed",
+    ),
     "a NUL in SQL": ("queries/q.sql", query(GOOD, "select\n 1\0 as a"), "queries/q.sql", 6, "syntax error"),
     "a named pipe": ("queries/q.sql", os.mkfifo, "queries/q.sql", 1, "not a regular file"),
     "a named pipe for policies": ("policies.yaml", os.mkfifo, "policies.yaml", 1, "not a regular file"),
     "a folder": ("queries/q.sql", Path.mkdir, "queries/q.sql", 1, "Is a directory"),
-    "a device": ("policies.yaml", lambda path: path.symlink_to("/dev/zero"), "policies.yaml", 1, "out of the catalogue"),
+    "a device": (
+        "policies.yaml",
+        lambda path: path.symlink_to("/dev/zero"),
+        "policies.yaml",
+        1,
+        "out of the catalogue",
+    ),
     "a link out of the folder": (
         "queries/q.sql",
         lambda path: path.symlink_to("/etc/passwd"),
@@ -108,7 +144,13 @@ FILES: dict[str, tuple[str, Make, str, int, str]] = {
         "out of the catalogue folder",
     ),
     "a link to itself": ("queries/q.sql", lambda path: path.symlink_to(path), "queries/q.sql", 1, ""),
-    "a name that climbs": ("queries/..%2f..%2fetc.sql", query(GOOD), "queries/..%2f..%2fetc.sql", 1, "becomes the name"),
+    "a name that climbs": (
+        "queries/..%2f..%2fetc.sql",
+        query(GOOD),
+        "queries/..%2f..%2fetc.sql",
+        1,
+        "becomes the name",
+    ),
     "a name that forges a line": (
         "queries/q\nfine.sql:1: all is well\x1b[2J.sql",
         query(GOOD),
@@ -116,9 +158,21 @@ FILES: dict[str, tuple[str, Make, str, int, str]] = {
         1,
         "becomes the name",
     ),
-    "a name that is no UTF-8": (os.fsdecode(b"queries/\xff.sql"), query(GOOD), "queries/\\udcff.sql", 1, "becomes the name"),
+    "a name that is no UTF-8": (
+        os.fsdecode(b"queries/\xff.sql"),
+        query(GOOD),
+        "queries/\\udcff.sql",
+        1,
+        "becomes the name",
+    ),
     "no SELECT": ("queries/q.sql", query(GOOD, "attach '/etc/passwd' as x"), "queries/q.sql", 5, "exactly one SELECT"),
-    "another COPY": ("queries/q.sql", query(GOOD, "copy (select 1) to '/tmp/x'"), "queries/q.sql", 5, "exactly one SELECT"),
+    "another COPY": (
+        "queries/q.sql",
+        query(GOOD, "copy (select 1) to '/tmp/x'"),
+        "queries/q.sql",
+        5,
+        "exactly one SELECT",
+    ),
     "SQL of 20,000 brackets": ("queries/q.sql", query(GOOD, "select " + "(" * 20_000), "queries/q.sql", 5, ""),
 }
 
