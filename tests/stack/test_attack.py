@@ -76,10 +76,9 @@ def test_no_request_within_a_request_reaches_a_replica(production: ProductionSta
                 assert answer.json()["row_count"] == number + 1, name
     seen = logs(production)
     # An id of the attack's own request may be there; the one within it must not.
-    run = {name for name, mark in sent.items() if f'"{mark}"' in seen}
-    assert run <= {"GET with a body"} - {"GET with a body"}, run
+    assert [name for name, mark in sent.items() if f'"{mark}"' in seen] == []
     for name, answer in answers.items():
-        assert answer.replace(b"HTTP/1.1 100 ", b"").count(b"HTTP/1.1 ") <= 2, name
+        assert answer.replace(b"HTTP/1.1 100 ", b"").count(b"HTTP/1.1 ") <= 1, name
         assert sent[name].encode() not in answer.replace(sent[name].encode() + b"-outer", b""), name
 
 
@@ -95,16 +94,23 @@ def test_requests_one_after_the_other_on_a_connection_get_their_own_answers(
     assert re.findall(rb'"row_count":(\d)', answer) == [b"1", b"2", b"3"]
 
 
-def test_behind_a_refused_body_nothing_of_it_is_taken_for_a_request(
-    production: ProductionStack, trust: ssl.SSLContext
+@pytest.mark.parametrize(
+    ("line", "length"),
+    [("POST /api/v1/query", 5_000_000), ("POST /api/v1/query", 1_500_000), ("POST /nothing", 1_500_000),
+     ("POST /grafana/x", 1_500_000), ("GET /api/v1/queries", 1_500_000), ("GET /health/live", 1_500_000),
+     ("DELETE /api/v1/cache?query=shops", 1_500_000)],
+)  # fmt: skip
+@pytest.mark.parametrize("sent_of_it", [0.1, 1])
+def test_behind_a_body_that_nobody_read_nothing_of_it_is_taken_for_a_request(
+    production: ProductionStack, trust: ssl.SSLContext, line: str, length: int, sent_of_it: float
 ) -> None:
     mark = marker()
     inner = INNER.format(host=DOMAIN, marker=mark).encode()
-    head = f"POST /api/v1/query HTTP/1.1\r\nHost: {DOMAIN}\r\nContent-Type: application/json\r\nContent-Length: 5000000\r\n\r\n"
+    kind = f"Content-Type: application/json\r\nContent-Length: {length}"
+    head = f"{line} HTTP/1.1\r\nHost: {DOMAIN}\r\n{kind}\r\n\r\n"
     with connected(production, trust) as connection:
-        answer = exchanged(connection, head.encode() + inner * (5_000_000 // len(inner)), 3)
-    assert answer == b"" or answer.startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 401 ")), answer[:200]
-    assert answer.count(b"HTTP/1.1 ") <= 1
+        answer = exchanged(connection, head.encode() + inner * int(length * sent_of_it / len(inner)), 1)
+    assert answer.count(b"HTTP/1.1 ") <= 1, answer[:2000]
     assert f'"{mark}"' not in logs(production)
 
 
@@ -135,7 +141,7 @@ def asked_over_http_2(
         while data := _received(connection):
             for event in protocol.receive_data(data):
                 if isinstance(event, h2.events.ResponseReceived) and event.headers:
-                    status = int(dict((str(k), str(v)) for k, v in event.headers)[":status"])
+                    status = int({str(name): str(value) for name, value in event.headers}[":status"])
                 elif isinstance(event, h2.events.DataReceived):
                     received += event.data or b""
                 elif isinstance(event, h2.events.StreamEnded):

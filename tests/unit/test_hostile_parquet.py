@@ -394,7 +394,8 @@ def test_flipped_bytes_anywhere_end_in_a_snapshot_or_a_refusal_by_name(tmp_path:
     )
     pq.write_table(table, bases / "1.parquet", row_group_size=100)
     pq.write_table(table, bases / "2.parquet", compression="zstd", data_page_version="2.0", write_page_index=True)
-    pq.write_table(table, bases / "3.parquet", compression="none", use_dictionary=False, column_encoding={"id": "DELTA_BINARY_PACKED"})  # fmt: skip
+    plain = {"compression": "none", "use_dictionary": False, "column_encoding": {"id": "DELTA_BINARY_PACKED"}}
+    pq.write_table(table, bases / "3.parquet", **plain)
     done = subprocess.run(
         [sys.executable, "-c", FUZZ, str(tmp_path), str(FUZZ_SECONDS)],
         env={**os.environ},
