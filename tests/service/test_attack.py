@@ -73,11 +73,12 @@ def logged_ids(service: Service) -> set[str]:
 # --- requests within requests
 
 
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("make", SMUGGLED.values(), ids=SMUGGLED)
-def test_a_request_within_a_request_is_never_run(service: Service, make: Make) -> None:
+def test_a_request_within_a_request_is_never_run(service: Service, make: Make, in_pieces: bool) -> None:
     marker = f"smuggled-{os.urandom(6).hex()}"
     with connected(service) as connection:
-        answer = exchanged(connection, make("127.0.0.1", marker), 0.3)
+        answer = exchanged(connection, make("127.0.0.1", marker), 0.2, in_pieces=in_pieces)
     assert answer.replace(b"HTTP/1.1 100 ", b"").count(b"HTTP/1.1 ") <= 1, answer
     assert marker.encode() not in answer.replace(marker.encode() + b"-outer", b"")
     assert marker not in logged_ids(service)

@@ -64,10 +64,11 @@ def test_no_request_within_a_request_reaches_a_replica(production: ProductionSta
     sent: dict[str, str] = {}
     answers: dict[str, bytes] = {}
     with production.client() as other:
-        for name, make in SMUGGLED.items():
+        for name, make, in_pieces in [(*case, pieces) for case in SMUGGLED.items() for pieces in (False, True)]:
+            name = f"{name}, {'in pieces' if in_pieces else 'at once'}"
             sent[name] = marker()
             with connected(production, trust) as connection:
-                answers[name] = exchanged(connection, make(DOMAIN, sent[name]), 0.3)
+                answers[name] = exchanged(connection, make(DOMAIN, sent[name]), 0.3, in_pieces=in_pieces)
             # Whoever asks next, on connections to the replicas that the attack may have left something on.
             for number in range(2):
                 mine = f"next-{number}-{sent[name]}"
@@ -86,7 +87,10 @@ def test_requests_one_after_the_other_on_a_connection_get_their_own_answers(
     production: ProductionStack, trust: ssl.SSLContext
 ) -> None:
     (key,) = production.key.values()
-    ask = "GET /api/v1/queries/shops?limit={n} HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\nX-Request-ID: order-{n}\r\n\r\n"
+    ask = (
+        "GET /api/v1/queries/shops?limit={n} HTTP/1.1\r\nHost: {host}\r\n"
+        "X-API-Key: {key}\r\nX-Request-ID: order-{n}\r\n\r\n"
+    )
     data = "".join(ask.format(n=n, host=DOMAIN, key=key) for n in (1, 2, 3))
     with connected(production, trust) as connection:
         answer = exchanged(connection, data.encode(), 2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable
 
 INNER = "GET /api/v1/queries HTTP/1.1\r\nHost: {host}\r\nX-Request-ID: {marker}\r\n\r\n"
 _JSON = (
     "POST /api/v1/query HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nX-Request-ID: {marker}-outer\r\n"
 )
+_READ_BY_THEN_SECONDS = 0.05  # too early only makes a test too kind
 Make = Callable[[str, str], bytes]
 
 
@@ -90,12 +92,21 @@ SMUGGLED: dict[str, Make] = {
 }  # fmt: skip
 
 
-def exchanged(connection: socket.socket | ssl.SSLSocket, data: bytes, quiet_seconds: float = 1.0) -> bytes:
-    """All that comes back for `data` until the other side closes or says nothing for a while."""
+def exchanged(
+    connection: socket.socket | ssl.SSLSocket, data: bytes, quiet_seconds: float = 1.0, *, in_pieces: bool = False
+) -> bytes:
+    """All that comes back for `data` until the other side closes or says nothing for a while.
+
+    In pieces the first head goes alone, and is read before anything comes behind it.
+    """
     connection.settimeout(quiet_seconds)
     received = b""
+    head = data.find(b"\r\n\r\n") + 4 if in_pieces else 0
     try:
-        connection.sendall(data)
+        if head:
+            connection.sendall(data[:head])
+            time.sleep(_READ_BY_THEN_SECONDS)
+        connection.sendall(data[head:])
         while more := connection.recv(65_536):
             received += more
     except (TimeoutError, ConnectionError, ssl.SSLError):

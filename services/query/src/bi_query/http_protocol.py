@@ -4,6 +4,10 @@ no HTTP.
 Without a bound the parser gathers a header that never ends, at a cost that grows with its square: one connection could
 take all the memory and all of the event loop. The headers that may follow a body in chunks are gathered the same way, and
 the extensions of a chunk are read for ever.
+
+No protocol is changed to here. After a head that asks for it the parser knows of no body: what came next, the body of that
+request to everybody else, would be read as another request (and was: a stranger could put one before the next request on a
+connection that an edge shares among its clients). Such a connection ends with the answer.
 """
 
 from __future__ import annotations
@@ -41,9 +45,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _framing_bytes = 0
     _body_bytes = 0
+    _is_last = False
 
     def data_received(self, data: bytes) -> None:
         """Parse, and give up on a head, or on framing of a body, that does not end."""
+        if self._is_last:
+            return
         self._head_bytes += len(data)
         self._framing_bytes += len(data)
         super().data_received(data)
@@ -79,6 +86,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # Longer ones make the URL parser fail. What is left is longer than any we answer, so it gets its refusal.
         self.url = self.url[:_MAX_URL_BYTES]
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._is_last = True
+            self.cycle.keep_alive = False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: whoever likes may ask for it, as often as they like."""
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed."""
