@@ -241,7 +241,7 @@ UNKEYED = [
 ]
 
 
-@pytest.mark.parametrize("headers", UNKEYED, ids=lambda headers: "-".join(headers))
+@pytest.mark.parametrize("headers", UNKEYED, ids=["-".join(headers) for headers in UNKEYED])
 def test_a_header_that_is_no_part_of_the_key_changes_nothing_for_others(
     service: Service, headers: dict[str, str]
 ) -> None:

@@ -64,8 +64,8 @@ def test_no_request_within_a_request_reaches_a_replica(production: ProductionSta
     sent: dict[str, str] = {}
     answers: dict[str, bytes] = {}
     with production.client() as other:
-        for name, make, in_pieces in [(*case, pieces) for case in SMUGGLED.items() for pieces in (False, True)]:
-            name = f"{name}, {'in pieces' if in_pieces else 'at once'}"
+        for case, in_pieces in [(case, pieces) for case in SMUGGLED for pieces in (False, True)]:
+            make, name = SMUGGLED[case], f"{case}, {'in pieces' if in_pieces else 'at once'}"
             sent[name] = marker()
             with connected(production, trust) as connection:
                 answers[name] = exchanged(connection, make(DOMAIN, sent[name]), 0.3, in_pieces=in_pieces)

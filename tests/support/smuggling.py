@@ -84,6 +84,14 @@ SMUGGLED: dict[str, Make] = {
     "a body refused for its size": _post(
         "Content-Length: 900000000\r\n", lambda inner: inner
     ),
+    "an upgrade to a websocket": _post(
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nContent-Length: {length}\r\n",
+        lambda inner: inner,
+    ),
+    "a tunnel": lambda host, marker: (
+        f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}\r\n\r\n" + INNER.format(host=host, marker=marker)
+    ).encode(),
     "an upgrade that is none": _post(
         "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: {length}\r\n",
         lambda inner: inner,

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file for reading. Anything else, a pipe say, is an `OSError` and never waited for."""
-    file = open(path, "rb", opener=_without_waiting)  # noqa: PTH123, SIM115 - Path.open takes no opener; callers close
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener; callers close
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(0, "not a regular file", str(path))
