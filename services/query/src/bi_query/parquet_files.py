@@ -35,22 +35,26 @@ def engine_path(path: Path) -> str:
 
 def is_whole(path: Path) -> bool:
     """Whether a file begins and ends as Parquet does: a writer puts the end there last. Raises `OSError`."""
-    return _ends(path) == (_MAGIC, _MAGIC)
+    head, tail, _ = _ends(path)
+    return head == tail == _MAGIC
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
-    """The first and the last four bytes; empty for a file that is too short for any content."""
+def _ends(path: Path) -> tuple[bytes, bytes, bool]:
+    """The first and the last four bytes (empty for a file that is too short), and whether the footer named there fits."""
     with open_file(path) as file:
         head = file.read(4)
         size = file.seek(0, 2)
-        file.seek(max(0, size - 4))
-        return (head, file.read(4)) if size >= _SMALLEST_BYTES else (b"", b"")
+        if size < _SMALLEST_BYTES:
+            return b"", b"", False
+        file.seek(size - 8)
+        length, tail = file.read(4), file.read(4)
+    return head, tail, int.from_bytes(length, "little") <= size - _SMALLEST_BYTES
 
 
 def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Refuse, by name, a file that is empty, half written, encrypted, or has a footer that is unreadable or hostile."""
     try:
-        head, tail = _ends(path)
+        head, tail, is_footer_there = _ends(path)
         size = path.stat().st_size
     except OSError as error:
         raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
@@ -60,6 +64,8 @@ def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise PublishError(
             f"{path}: not a complete Parquet file ({size:,} bytes): still being written, cut off or another format"
         )
+    if not is_footer_there:
+        raise PublishError(f"{path}: its Parquet footer is said to be longer than the file")
     try:
         nodes = connection.execute(_SCHEMA, {"path": engine_path(path)}).fetchall()
     except duckdb.Error as error:
