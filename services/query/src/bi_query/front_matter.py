@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from .errors import ConfigurationError
 from .lines import shown
 from .regular_files import read_small
+from .sql_guard import too_deep
 
 FRONT_MATTER_OPEN = "/*---"
 FRONT_MATTER_CLOSE = "---*/"
@@ -187,6 +188,10 @@ class SelectParser:
         """The parameter names of the file's SELECT, or None after noting what is wrong."""
         if not file.sql:
             problems.append(Problem(file.path, file.sql_line, "there is no SQL after the front matter"))
+            return None
+        if (position := too_deep(file.sql)) is not None:
+            line = file.sql_line + file.sql[:position].count("\n")
+            problems.append(Problem(file.path, line, "the SQL is nested too deeply"))
             return None
         try:
             statements = self._connection.extract_statements(file.sql)
