@@ -50,3 +50,19 @@ def test_every_alert_has_a_heading_in_the_runbooks() -> None:
     }
     assert alerts
     assert alerts <= headings
+
+
+def test_every_test_that_the_threat_model_names_exists_and_each_defence_names_one() -> None:
+    page = (DOCS / "security.md").read_text(encoding="utf-8")
+    table = page.partition("| attack | what stops it | shown by |")[2].partition("\n\n")[0]
+    rows = [row.split(" | ") for row in table.strip().splitlines()[1:]]
+    assert len(rows) > 15
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row[-1])
+        assert named, f"no test shows the defence against {row[0]}"
+        assert [name for name in named if name not in defined] == []

@@ -153,7 +153,7 @@ def test_agents_reach_their_tools_under_the_domain_and_under_no_other_name(
     assert answer.status_code == 200, answer.text
     assert answer.json()["result"]["structuredContent"]["rows"] == [[1]]
     for replica in production.replicas().values():
-        direct = {**production.key(), "Accept": "application/json"}
+        direct = {**production.key, "Accept": "application/json"}
         assert httpx.post(f"{replica}/mcp", json=message, headers=direct, timeout=10).status_code == 421
 
 

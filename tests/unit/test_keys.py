@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import stat
 import threading
 import time
@@ -135,3 +137,19 @@ def test_a_key_whose_policy_is_gone_or_does_not_fit_is_known_and_refused_everyth
         assert found is not None and "cannot be applied" in found.refusal
         with pytest.raises(Exception, match="cannot be applied"):
             found.require(Role.READER)
+
+
+def test_every_way_to_be_wrong_ends_in_one_comparison_of_digests(
+    file: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that neither an id that exists nor a prefix that fits can be told by the time a refusal takes."""
+    [key] = file.add("ana", Role.READER)
+    keys, hashed, compared = ring(file), list[int](), list[tuple[int, int]]()
+    compare, sha256 = hmac.compare_digest, hashlib.sha256
+    monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((len(a), len(b))) or compare(a, b))
+    monkeypatch.setattr("hashlib.sha256", lambda data: hashed.append(len(data)) or sha256(data))
+    wrong = [b"", b"bi_", b"x" * 100, key[:16].encode(), f"bi_{'0' * 12}_{'A' * 43}".encode(), key[:-1].encode() + b"!"]
+    for guess in wrong:
+        assert keys.find(guess) is None
+    assert hashed == [len(guess) for guess in wrong]
+    assert compared == [(64, 64)] * len(wrong)

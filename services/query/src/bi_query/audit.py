@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from .errors import ConfigurationError
+from .lines import json_line
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class AuditLog:
         if not self._text:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
         line = {name: fields[name] for name in (*_MEMBERS, *_OF_THE_QUERY) if name in fields}
-        self._text += orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        self._text += json_line(line) + b"\n"
         self._lines += 1
         if len(self._text) >= _FLUSH_BYTES:
             self.flush()

@@ -18,9 +18,11 @@ from .budget import Budget
 from .catalogue import Model
 from .errors import PublishError
 from .front_matter import error_line
+from .lines import shown
+from .parquet_files import check_parquet, engine_path, find_damaged
 from .settings import Settings
 from .snapshot_files import MANIFEST_TABLE, Manifest, sync_folder
-from .sources import Source, check_parquet, find_damaged
+from .sources import Source
 
 _MAX_WORKERS = 4
 _INTERRUPT_AGAIN_SECONDS = 0.05
@@ -76,7 +78,8 @@ def build(settings: Settings, path: Path, plan: Plan, observers: Observers) -> M
         with duckdb.connect(str(building), config=config) as connection:
             connection.execute("SET GLOBAL TimeZone = 'UTC'")
             work = _Work(connection, min(_MAX_WORKERS, settings.max_running_queries), files, observers)
-            work.run([_loading(source) for source in plan.sources])
+            memory_bytes = settings.effective_engine_memory_bytes
+            work.run([_loading(source, memory_bytes) for source in plan.sources])
             connection.execute("SET GLOBAL enable_external_access = false")
             connection.execute("SET GLOBAL lock_configuration = true")
             work.run([_modelling(model, needs) for model, needs in plan.models])
@@ -154,19 +157,19 @@ class _Work:
                     self._active.discard(cursor)
 
 
-def _loading(source: Source) -> _Step:
-    return _Step(source.table, source.root, frozenset(), lambda cursor: _load(cursor, source))
+def _loading(source: Source, memory_bytes: int) -> _Step:
+    return _Step(source.table, source.root, frozenset(), lambda cursor: _load(cursor, source, memory_bytes))
 
 
 def _modelling(model: Model, needs: frozenset[str]) -> _Step:
     return _Step(model.name, model.path, needs, lambda cursor: _materialise(cursor, model))
 
 
-def _load(cursor: Cursor, source: Source) -> None:
+def _load(cursor: Cursor, source: Source, memory_bytes: int) -> None:
     for path in source.paths:
         check_parquet(cursor, path)
     options = "union_by_name = true" + (", hive_partitioning = true" if source.is_folder else "")
-    files = [str(path) for path in source.paths]
+    files = [engine_path(path) for path in source.paths]
     try:
         cursor.execute(
             f"CREATE TABLE {quoted(source.table)} AS SELECT * FROM read_parquet($files, {options})", {"files": files}
@@ -177,7 +180,7 @@ def _load(cursor: Cursor, source: Source) -> None:
         raise PublishError(f"{source.root}: {cause(error)}") from error
     except duckdb.Error as error:
         named = [path for path in source.paths if str(path) in str(error)]
-        culprit = named[0] if named else find_damaged(cursor, source) or source.root
+        culprit = named[0] if named else find_damaged(source.paths, memory_bytes) or source.root
         raise PublishError(f"{culprit}: {cause(error)}") from error
 
 
@@ -252,6 +255,6 @@ def quoted(name: str) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """The first line of an error's text, safe to show: a file's own words may be in it."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return shown(text.splitlines()[0]) if text else type(error).__name__

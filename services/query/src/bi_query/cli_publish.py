@@ -12,6 +12,7 @@ from typing import Any
 from .catalogue import load_catalogue
 from .errors import BiQueryError, ConfigurationError, PublishBusy
 from .inputs import inputs
+from .memory_bound import bound_publisher_memory
 from .publish import How, Published, note_failure, publish
 from .rollback import kept_snapshots, roll_back
 from .settings import Settings
@@ -47,6 +48,7 @@ def add_commands(commands: Any) -> None:
 
 def _publish(settings: Settings, arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _as_interrupt)
+    bound_publisher_memory()
     started = time.time()
     try:
         given = inputs(settings)

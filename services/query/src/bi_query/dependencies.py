@@ -59,7 +59,10 @@ def _in_circle(needs: Mapping[str, set[str]]) -> list[str]:
 def _tables_read(parser: duckdb.DuckDBPyConnection, model: Model, known: set[str]) -> dict[str, int]:
     """Lower-case names of the tables a model reads, with the line each stands on."""
     text = parser.execute("SELECT json_serialize_sql($1::VARCHAR)", [model.sql]).fetchall()[0][0]
-    document = orjson.loads(text)
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise PublishError(f"{model.path}:{model.sql_line}: model '{model.name}' is nested too deeply") from None
     if document[
         "error"
     ]:  # PIVOT without IN is several statements to DuckDB and has no tree: any known word may be read

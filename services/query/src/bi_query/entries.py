@@ -22,7 +22,8 @@ from .formats import Format
 _MAGIC = b"BIQ1"
 _HEAD = struct.Struct(">4sII")
 _COMPRESS_FROM_BYTES = 4096
-_MAX_BODY_BYTES = 1 << 30
+DEFAULT_MAX_BODY_BYTES = 256 * 1024 * 1024
+"""What a body may unpack to, where nothing is known of the largest result."""
 _MAX_LABEL_CHARS = 400
 _OVERHEAD_BYTES = 1024
 _CLOCKS_DIFFER_SECONDS = 2.0
@@ -111,15 +112,18 @@ class Entry:
         """The answer's length in bytes."""
         return len(self.body) if not self.compressed else zstandard.frame_content_size(self.body)
 
-    def raw(self) -> bytes:
-        """The answer's bytes. Raises `CorruptEntry`."""
+    def raw(self, max_bytes: int | None = None) -> bytes:
+        """The answer's bytes. Raises `CorruptEntry`, also for more than `max_bytes` (None: it was checked before)."""
         if not self.compressed:
             return self.body
         try:
-            # A frame that names its size is decompressed to that size, whatever max_output_size says.
-            if zstandard.frame_content_size(self.body) > _MAX_BODY_BYTES:
-                raise CorruptEntry("body is larger than any answer")
-            return zstandard.ZstdDecompressor().decompress(self.body, max_output_size=_MAX_BODY_BYTES)
+            named_bytes = zstandard.frame_content_size(self.body)  # -1 when it is not named
+            limit_bytes = named_bytes if max_bytes is None else max_bytes
+            # A frame that names its size is decompressed to that size, whatever max_output_size says. One that does not is
+            # none of ours, and would take what it may take before its first byte is looked at.
+            if not 0 <= named_bytes <= limit_bytes:
+                raise CorruptEntry("body is larger than any answer, or does not say how large it is")
+            return zstandard.ZstdDecompressor().decompress(self.body, max_output_size=named_bytes)
         except zstandard.ZstdError as error:
             raise CorruptEntry("body does not decompress") from error
 
@@ -144,8 +148,11 @@ class Entry:
         return _HEAD.pack(_MAGIC, zlib.crc32(rest), len(header)) + rest
 
     @classmethod
-    def load(cls, key: CacheKey, data: bytes) -> Entry:
-        """Inverse of `dump`. Raises `CorruptEntry` for anything else than what was stored under `key`."""
+    def load(cls, key: CacheKey, data: bytes, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> Entry:
+        """Inverse of `dump`. Raises `CorruptEntry` for anything else than what was stored under `key`.
+
+        A body that would unpack to more than `max_body_bytes` is not unpacked.
+        """
         try:
             magic, checksum, header_length = _HEAD.unpack_from(data)
             rest = data[_HEAD.size :]
@@ -157,10 +164,10 @@ class Entry:
             entry = cls(**header, body=rest[header_length:])
         except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptEntry(str(error)) from error
-        entry._check(key)
+        entry._check(key, max_body_bytes)
         return entry
 
-    def _check(self, key: CacheKey) -> None:
+    def _check(self, key: CacheKey, max_body_bytes: int) -> None:
         """Whether this can be an answer to `key`: right types, right names, and the bytes its tag was made of."""
         for name, types in _HEADER_TYPES.items():
             value = getattr(self, name)
@@ -168,7 +175,7 @@ class Entry:
                 raise CorruptEntry(f"{name} is {type(value).__name__}")
         if (self.query, self.label) != (key.query, key.label):
             raise CorruptEntry("names another query")
-        if make_etag(self.raw()) != self.etag:
+        if make_etag(self.raw(max_body_bytes)) != self.etag:
             raise CorruptEntry("the body is not what its tag was made of")
 
 

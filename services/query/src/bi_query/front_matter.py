@@ -5,6 +5,7 @@ A file's first comment is its front matter, between `/*---` and `---*/`; the res
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import ConfigurationError
+from .lines import shown
+from .regular_files import read_small
+from .sql_guard import too_deep
 
 FRONT_MATTER_OPEN = "/*---"
 FRONT_MATTER_CLOSE = "---*/"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _NAME_RULE = "lower_snake_case (a letter, then letters, digits and _, 63 in all)"
+_MAX_FILE_BYTES = 262_144
+_MAX_YAML_DEPTH = 20
+_MOST_FAULTS = 20
 _Header = TypeVar("_Header", bound=BaseModel)
 
 
@@ -33,7 +40,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.message}"
+        return shown(f"{self.path}:{self.line}: {self.message}")
 
 
 class CatalogueError(ConfigurationError):
@@ -73,15 +80,14 @@ class CatalogueFile:
 def read_yaml(path: Path, problems: list[Problem]) -> CatalogueFile | None:
     """A plain YAML mapping as a file that is all header; None after noting what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text) or {}
+        node, document = _parsed(_text(path, path.parent))
     except yaml.YAMLError as error:
         problems.append(Problem(path, 1 + _yaml_line(error), f"not YAML: {_yaml_text(error)}"))
         return None
     except (OSError, ValueError) as error:
         problems.append(Problem(path, 1, f"cannot be read: {error}"))
         return None
+    document = document or {}
     if not isinstance(document, dict):
         problems.append(Problem(path, 1, "expected a mapping of names to their settings"))
         return None
@@ -97,7 +103,7 @@ def read_sql_files(folder: Path, problems: list[Problem]) -> Iterator[CatalogueF
             problems.append(Problem(path, 1, f"the file name becomes the name: make it {_NAME_RULE}"))
             continue
         try:
-            file = _split(path, path.read_text(encoding="utf-8-sig"))
+            file = _split(path, _text(path, folder.parent))
         except yaml.YAMLError as error:
             problems.append(Problem(path, 1 + _yaml_line(error), f"front matter is not YAML: {_yaml_text(error)}"))
             continue
@@ -106,6 +112,29 @@ def read_sql_files(folder: Path, problems: list[Problem]) -> Iterator[CatalogueF
             continue
         problems.extend(_repeated_keys(file))
         yield file
+
+
+def _text(path: Path, catalogue: Path) -> str:
+    """A file of a catalogue. Raises `OSError`, `ValueError` for what is no small text file of this very folder."""
+    if not Path(os.path.realpath(path)).is_relative_to(catalogue.resolve()):  # resolve() raises on a link to itself
+        raise ValueError("a symbolic link out of the catalogue folder, which is not followed; put the file there")
+    return read_small(path, _MAX_FILE_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
+    """YAML's nodes, and what they stand for. Raises `yaml.YAMLError`, `ValueError`.
+
+    Aliases are refused: a few lines of them stand for a document of gigabytes, or for one without end.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _MAX_YAML_DEPTH:
+            fault = "nested too deeply" if depth > _MAX_YAML_DEPTH else "'*' and '&' are not read here; write it out"
+            error = yaml.MarkedYAMLError(problem=fault)
+            error.problem_mark = event.start_mark  # type: ignore[assignment]  # this loader's marks are the plain ones
+            raise error
+    return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
 
 
 def _split(path: Path, text: str) -> CatalogueFile:
@@ -120,8 +149,7 @@ def _split(path: Path, text: str) -> CatalogueFile:
     header = "\n" * (first_line - 1) + text[start + len(FRONT_MATTER_OPEN) : end]
     rest = text[end + len(FRONT_MATTER_CLOSE) :]
     sql_start = len(text) - len(rest.lstrip())
-    node = yaml.compose(header, Loader=yaml.SafeLoader)
-    document = yaml.safe_load(header)
+    node, document = _parsed(header)
     sql_line = text.count("\n", 0, sql_start) + 1
     return CatalogueFile(path, {} if document is None else document, node, 1, text[sql_start:].strip(), sql_line)
 
@@ -134,10 +162,13 @@ def validated(kind: type[_Header], file: CatalogueFile, problems: list[Problem],
     try:
         return kind.model_validate({} if value is None else value)
     except ValidationError as error:
-        for entry in error.errors():
+        faults = error.errors()
+        for entry in faults[:_MOST_FAULTS]:
             where = (*keys, *entry["loc"])
             text = ".".join(map(str, where)) or "front matter"
             problems.append(Problem(file.path, file.line_of(*where), f"{text}: {entry['msg']}"))
+        if len(faults) > _MOST_FAULTS:
+            problems.append(Problem(file.path, file.header_line, f"and {len(faults) - _MOST_FAULTS:,} faults more"))
         return None
 
 
@@ -157,6 +188,10 @@ class SelectParser:
         """The parameter names of the file's SELECT, or None after noting what is wrong."""
         if not file.sql:
             problems.append(Problem(file.path, file.sql_line, "there is no SQL after the front matter"))
+            return None
+        if (position := too_deep(file.sql)) is not None:
+            line = file.sql_line + file.sql[:position].count("\n")
+            problems.append(Problem(file.path, line, "the SQL is nested too deeply"))
             return None
         try:
             statements = self._connection.extract_statements(file.sql)

@@ -157,7 +157,14 @@ async def json_object(request: Request, max_bytes: int) -> dict[str, Any]:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The request's body. Raises `PayloadTooLarge`, and `QueryCancelled` when the client goes away meanwhile."""
+    """The request's body, as it was sent: a packed one is refused, for what it unpacks to has no bound.
+
+    Raises `UnsupportedMediaType`, `PayloadTooLarge`, and `QueryCancelled` when the client goes away meanwhile.
+    """
+    encoding = header(request.scope, b"content-encoding").decode("latin-1").strip().lower()
+    if encoding not in ("", "identity"):
+        detail = f"send the body without Content-Encoding, not as {encoding[:60]!r}"
+        raise UnsupportedMediaType("packed_body", detail, headers=[(b"accept-encoding", b"identity")])
     declared = request.headers.get("content-length", "0")
     chunks: list[bytes] = []
     size = int(declared) if declared.isdecimal() and len(declared) < 19 else 0

@@ -1,9 +1,14 @@
-"""uvicorn's HTTP protocol, with bounds on a request's head and on a reader's slowness, our error shape for what is no HTTP,
-and a short way for answers that are at hand.
+"""uvicorn's HTTP protocol, with bounds on a request's head, on what frames its body and on a reader's slowness, our error
+shape for what is no HTTP, and a short way for answers that are at hand.
 
 Without the first bound the parser gathers a header that never ends, at a cost that grows with its square: one connection
-could take all the memory and all of the event loop. Without the second a client that asks and never reads keeps its answer
+could take all the memory and all of the event loop. The headers that may follow a body in chunks are gathered the same
+way, and the extensions of a chunk are read for ever. Without the last a client that asks and never reads keeps its answer
 in memory for as long as it likes.
+
+No protocol is changed to here. After a head that asks for it the parser knows of no body: what came next, the body of that
+request to everybody else, would be read as another request (and was: a stranger could put one before the next request on a
+connection that an edge shares among its clients). Such a connection ends with the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import random
 import socket
@@ -26,9 +32,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from .errors import PROBLEM_MEDIA_TYPE, BadRequest, HeadersTooLarge, ProblemError
 from .http_io import Whole, lines
 
+logger = logging.getLogger(__name__)
+
 MAX_HEAD_BYTES = 262_144
 """A head still incomplete after this much is cut off; smaller ones are judged by the application."""
 _MAX_URL_BYTES = 60_000
+_FRAMING_PER_BODY_BYTE = 8
+"""A body of single bytes, each a chunk, takes five bytes of framing for each; nobody needs more."""
 _KERNEL_UNSENT_BYTES = 131_072
 _LOOKS_PER_TIMEOUT = 8
 
@@ -60,9 +70,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _in_head = False
     _head_bytes = 0
+    _framing_bytes = 0
+    _body_bytes = 0
+    _is_last = False
     _watch: asyncio.TimerHandle | None = None
     _unread_bytes = 0
     _moved_at = 0.0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._at_once = self.app.at_once if isinstance(self.app, AnswersAtOnce) else _knows_none
 
     def pause_writing(self) -> None:
         """The client is slower than its answer: from now on somebody looks whether it reads at all."""
@@ -121,23 +138,38 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if isinstance(self.app, Counts):
             self.app.cut()
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._at_once = self.app.at_once if isinstance(self.app, AnswersAtOnce) else _knows_none
-
     def data_received(self, data: bytes) -> None:
-        """Parse, and give up on a head that does not end."""
+        """Parse, and give up on a head, or on framing of a body, that does not end."""
+        if self._is_last:
+            return
         self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             detail = f"the request's head is larger than {MAX_HEAD_BYTES} bytes"
             self._refuse(HeadersTooLarge("headers_too_large", detail), b"Request Header Fields Too Large")
+        elif self._framing_bytes > MAX_HEAD_BYTES + _FRAMING_PER_BODY_BYTE * self._body_bytes:
+            logger.warning("a request's framing has no end: its connection is cut")
+            self.transport.close()
 
     def on_message_begin(self) -> None:
         """A new head starts."""
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = self._body_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; those behind a body are nobody's, and would change a request that was judged by its head."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(body)
+        self._framing_bytes -= len(body)
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """The head is there."""
@@ -145,6 +177,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # Longer ones make the URL parser fail. What is left is longer than any we answer, so it gets its refusal.
         self.url = self.url[:_MAX_URL_BYTES]
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._is_last = True
+            self.cycle.keep_alive = False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: whoever likes may ask for it, as often as they like."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Answer here and now if that is possible: a task and two messages would cost more than most cached answers."""
@@ -160,7 +198,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _is_plain(self, cycle: RequestResponseCycle) -> bool:
         """Whether nothing but this answer is to be thought of: no earlier one under way, none waiting for its turn, the
         connection stays open and takes bytes."""
-        return cycle.keep_alive and not (self.pipeline or self.flow.write_paused or cycle.waiting_for_100_continue)
+        return cycle.keep_alive and not (
+            self.pipeline or self.flow.write_paused or cycle.waiting_for_100_continue or self.parser.should_upgrade()
+        )
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed."""

@@ -15,6 +15,17 @@ from .settings import available_memory_bytes, physical_memory_bytes
 logger = logging.getLogger(__name__)
 
 
+_PUBLISHER_SHARE = 0.9  # its parent, `bi-query watch`, may live in the same container
+
+
+def bound_publisher_memory() -> None:
+    """Hold this process to most of the container's or the machine's memory.
+
+    A Parquet file of a few kilobytes can make DuckDB ask for any amount while it reads the footer, outside of its own limit.
+    """
+    _bound(int(available_memory_bytes() * _PUBLISHER_SHARE))
+
+
 def bound_memory() -> None:
     """Hold this process to its container's memory; does nothing outside of one.
 
@@ -23,7 +34,11 @@ def bound_memory() -> None:
     """
     container_bytes = available_memory_bytes()
     if container_bytes < physical_memory_bytes():
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if hard == resource.RLIM_INFINITY or container_bytes <= hard:
-            resource.setrlimit(resource.RLIMIT_DATA, (container_bytes, hard))
-            logger.info("memory bounded", extra={"fields": {"bytes": container_bytes}})
+        _bound(container_bytes)
+
+
+def _bound(limit_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit_bytes <= hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
+        logger.info("memory bounded", extra={"fields": {"bytes": limit_bytes}})

@@ -17,7 +17,7 @@ _PROBLEMS = {
     "405": "The route exists, the method does not.",
     "406": "None of the accepted formats can be had.",
     "413": "The body is too large.",
-    "415": "The body is not application/json.",
+    "415": "The body is not application/json, or is packed (Content-Encoding).",
     "422": "The SQL is refused or cannot run; `position` is a character offset.",
     "429": "The client's quota is spent; see `Retry-After`.",
     "500": "The query failed for a reason of ours.",

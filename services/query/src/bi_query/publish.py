@@ -30,6 +30,7 @@ from .sources import Source, discover, fingerprint_files, unchanged_since
 
 _FORMAT = "2"
 _NOTE_WAIT_SECONDS = 1.0
+_FAILURES = (PublishError, OSError, MemoryError, duckdb.Error)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def publish(settings: Settings, data_dir: Path, catalogue: Catalogue, how: How =
             started = time.time()
             try:
                 result = _publish(settings, data_dir, catalogue, how)
-            except (PublishError, OSError, duckdb.Error) as error:
+            except _FAILURES as error:
                 with contextlib.suppress(OSError):
                     write_status(folder, started, _explanation(error, folder))
                 raise
@@ -71,7 +72,7 @@ def publish(settings: Settings, data_dir: Path, catalogue: Catalogue, how: How =
             return result
     except PublishBusy:
         raise
-    except (PublishError, OSError, duckdb.Error) as error:
+    except _FAILURES as error:
         raise PublishError(_explanation(error, folder)) from error
 
 

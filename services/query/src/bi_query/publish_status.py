@@ -61,7 +61,7 @@ def write_status(folder: Path, started: float, error: str | None) -> None:
         attempted_at=started,
         succeeded_at=now if error is None else before.succeeded_at if before else 0.0,
         seconds=now - started,
-        error=error,
+        error=None if error is None else error.encode("utf-8", "backslashreplace").decode(),
         failures=0 if error is None else (before.failures if before else 0) + 1,
     )
     content = orjson.dumps(asdict(status))

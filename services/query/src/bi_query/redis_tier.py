@@ -42,6 +42,7 @@ _CONFIRM_SECONDS = 2.0
 _TEND_SECONDS = 0.1
 _RESEND_SECONDS = 1.0
 _MAX_UNSENT = 1000
+_LEAST_BODY_BYTES = 16 * 1024 * 1024
 _NO_EPOCH = b""
 _ACQUIRE = """
 if not redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
@@ -71,6 +72,8 @@ class RedisTier:
         self._settings = settings
         self._metrics = metrics
         self._on_invalidate = on_invalidate
+        # A result ends with the row that makes it too large: that one may be large, too.
+        self._max_body_bytes = max(2 * settings.max_result_bytes, _LEAST_BODY_BYTES)
         self._link = Link(settings, metrics)
         self._origin = f"{random.getrandbits(64):016x}"
         self._unsent: dict[str, Glob] = {}
@@ -87,8 +90,8 @@ class RedisTier:
             return None
         try:
             if len(data) < LARGE_BYTES:
-                return Entry.load(key, data)
-            return await asyncio.to_thread(Entry.load, key, data)
+                return Entry.load(key, data, self._max_body_bytes)
+            return await asyncio.to_thread(Entry.load, key, data, self._max_body_bytes)
         except CorruptEntry as error:
             self._link.count_error("get", error)
             logger.warning("redis holds a damaged entry; ignoring it", extra={"fields": {"error": str(error)}})

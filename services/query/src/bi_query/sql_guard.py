@@ -180,6 +180,17 @@ def _has_word(sql: str, word: bytes) -> bool:
     return any(data[start : start + len(word)].lower() == word for start, _ in duckdb.tokenize(sql))
 
 
+def too_deep(sql: str) -> int | None:
+    """Where, in characters, a text nests so deeply that DuckDB's parser would take minutes or gigabytes; None: nowhere."""
+    data = sql.encode()
+    try:
+        _significant_end(data)
+    except TreeError as refusal:
+        if refusal.code == "sql_too_deep":
+            return _characters(data, refusal.offset)
+    return None
+
+
 def _significant_end(data: bytes) -> int:
     """Where the text ends, in bytes, without trailing semicolons, comments and white space.
 

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .access import Principal
 from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, Overloaded, ProblemError, QueryCancelled
 from .http_io import Whole
+from .lines import json_line
 from .metrics import UNMATCHED_ENDPOINT, Metrics
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return json_line(line).decode()
 
 
 def configure_logging(level: str) -> None:
@@ -72,7 +73,7 @@ class RequestLog:
         """Add a line (event loop only)."""
         if not self._text:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        self._text += orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        self._text += json_line(fields) + b"\n"
         if len(self._text) >= _FLUSH_BYTES:
             self.flush()
 

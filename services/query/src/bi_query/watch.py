@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import PublishError
 from .inputs import inputs
+from .parquet_files import is_whole
 from .publish import note_failure
 from .publish_status import beat, read_status
 from .settings import Settings
 from .snapshot_files import SnapshotUnusable, read_pointer, snapshot_path
-from .sources import Stamp, discover, is_whole, stamp, unfinished_folder
+from .sources import Stamp, discover, stamp, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +202,8 @@ class Watcher:
     def _publish_apart(self) -> Outcome:
         """Publish in a process of its own; end it when its time is over, or ours."""
         deadline = self._clock() + self._settings.publish_timeout_seconds + _OVER_TIME_SECONDS
-        with subprocess.Popen(_PUBLISH, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
+        how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "backslashreplace"}
+        with subprocess.Popen(_PUBLISH, **how) as process:  # noqa: S603
             while True:
                 try:
                     said, _ = process.communicate(timeout=_CHILD_POLL_SECONDS)
