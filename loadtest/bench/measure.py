@@ -57,8 +57,8 @@ def wrk(requests: Path, url: str, seconds: float, readings: Iterable[Reading] = 
 
 
 class DuckDBAlone:
-    """DuckDB by itself on a snapshot: as many Python threads as cores, a cursor each, rows fetched as the service fetches
-    them (tuples), nothing encoded, nothing sent."""
+    """DuckDB by itself on a snapshot, at its best: as many Python threads as cores, a cursor each, SQL parsed once, rows
+    fetched as the service fetches them (tuples), nothing encoded, nothing sent."""
 
     def __init__(self, snapshot: Path) -> None:
         self._connection = duckdb.connect(str(snapshot), read_only=True)
@@ -72,9 +72,10 @@ class DuckDBAlone:
 
         def loop(mine: list[float]) -> None:
             cursor = self._connection.cursor()
+            parsed = {sql: cursor.extract_statements(sql)[0] for sql in {sql for sql, _ in jobs}}
             while (started := time.perf_counter()) < ended:
                 sql, params = jobs[next(turns) % len(jobs)]
-                cursor.execute(sql, params).fetchall()
+                cursor.execute(parsed[sql], params).fetchall()
                 mine.append((time.perf_counter() - started) * 1000)
 
         workers = [threading.Thread(target=loop, args=(mine,)) for mine in times]
