@@ -185,7 +185,7 @@ def poison(client: Any, name: bytes) -> None:
     length = int.from_bytes(data[8:12], "big")
     header = json.loads(data[12 : 12 + length])
     packer = zstandard.ZstdCompressor(level=1).compressobj(size=400_000_000)
-    body = b"".join([packer.compress(b"\0" * 10_000_000) for _ in range(100)]) + packer.flush()
+    body = b"".join([packer.compress(b"\0" * 10_000_000) for _ in range(40)]) + packer.flush()
     header["compressed"] = True
     text = json.dumps(header).encode()
     rest = text + body
