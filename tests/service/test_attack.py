@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import socket
 import zlib
 from collections.abc import Iterator
@@ -177,6 +178,14 @@ def test_an_entry_of_redis_that_unpacks_to_hundreds_of_megabytes_is_not_unpacked
         assert (answer.headers["x-cache"], answer.content) == ("miss", good.content)
         assert peak_bytes(service) - before < 200_000_000
         assert service.metric("bi_cache_redis_errors_total") >= 1
+
+
+def test_a_service_told_to_stop_the_moment_it_is_ready_stops(small: Small, redis_server: RedisServer) -> None:
+    for _ in range(2):
+        with running(small.snapshots, catalogue_dir=small.catalogue, redis_url=redis_server.url) as service:
+            service.query("echo", text="brief")
+            service.signal(signal.SIGTERM)
+            assert service.process.wait(10) == 0
 
 
 def poison(client: Any, name: bytes) -> None:

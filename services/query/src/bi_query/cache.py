@@ -9,7 +9,6 @@ an answer computed before an invalidation is not stored after it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 import time
@@ -33,6 +32,7 @@ Compute = Callable[[], Awaitable[Answer]]
 
 _REFRESH_RETRY_SECONDS = 5.0
 _JITTER = 0.1
+_CANCEL_AGAIN_SECONDS = 0.1
 _REMEMBERED_FAILURES = 1000
 
 
@@ -246,11 +246,12 @@ class Cache:
 
     async def close(self) -> None:
         """Stop background work and close connections."""
-        for task in list(self._background):
-            task.cancel()
-        for task in list(self._background):
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        ending = pending = set(self._background)
+        while pending:  # one that arrives within a client's own time-out can be lost: repeat
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._redis is not None:
             await self._redis.close()
 
