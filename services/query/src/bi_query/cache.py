@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .catalogue import Freshness
+from .departure import end
 from .engine import Answer
 from .entries import LARGE_BYTES, CacheKey, Entry, compress, make_etag
 from .flights import LEASE_MS, Flight, Flights, take_turn
@@ -32,7 +33,6 @@ Compute = Callable[[], Awaitable[Answer]]
 
 _REFRESH_RETRY_SECONDS = 5.0
 _JITTER = 0.1
-_CANCEL_AGAIN_SECONDS = 0.1
 _REMEMBERED_FAILURES = 1000
 
 
@@ -246,12 +246,7 @@ class Cache:
 
     async def close(self) -> None:
         """Stop background work and close connections."""
-        ending = pending = set(self._background)
-        while pending:  # one that arrives within a client's own time-out can be lost: repeat
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
-        await asyncio.gather(*ending, return_exceptions=True)
+        await end(self._background)
         if self._redis is not None:
             await self._redis.close()
 
