@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import socket
 import zlib
 from collections.abc import Iterator
@@ -179,13 +180,21 @@ def test_an_entry_of_redis_that_unpacks_to_hundreds_of_megabytes_is_not_unpacked
         assert service.metric("bi_cache_redis_errors_total") >= 1
 
 
+def test_a_service_told_to_stop_the_moment_it_is_ready_stops(small: Small, redis_server: RedisServer) -> None:
+    for _ in range(2):
+        with running(small.snapshots, catalogue_dir=small.catalogue, redis_url=redis_server.url) as service:
+            service.query("echo", text="brief")
+            service.signal(signal.SIGTERM)
+            assert service.process.wait(10) == 0
+
+
 def poison(client: Any, name: bytes) -> None:
     """Put 400 MB of nothing, packed, in the place of an entry's body, with all sums right."""
     data: bytes = client.get(name)
     length = int.from_bytes(data[8:12], "big")
     header = json.loads(data[12 : 12 + length])
     packer = zstandard.ZstdCompressor(level=1).compressobj(size=400_000_000)
-    body = b"".join([packer.compress(b"\0" * 10_000_000) for _ in range(100)]) + packer.flush()
+    body = b"".join([packer.compress(b"\0" * 10_000_000) for _ in range(40)]) + packer.flush()
     header["compressed"] = True
     text = json.dumps(header).encode()
     rest = text + body

@@ -23,7 +23,7 @@ from .audit import AuditLog
 from .auth import Authenticator, Gate
 from .cache import Cache
 from .catalogue import Catalogue
-from .departure import Departure
+from .departure import Departure, end
 from .engine import Engine
 from .errors import ConfigurationError, MethodNotAllowed, NotFound, ProblemError
 from .faults import FaultInjection
@@ -127,9 +127,7 @@ def _lifespan(
         finally:
             await engine.close(settings.shutdown_grace_seconds)
             await agents.aclose()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await cache.close()
             service.close()
             store.close()

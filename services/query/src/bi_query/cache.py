@@ -9,7 +9,6 @@ an answer computed before an invalidation is not stored after it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 import time
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
 from .catalogue import Freshness
+from .departure import end
 from .engine_call import Answer
 from .entries import CacheKey, Entry
 from .flights import LEASE_MS, Flight, Flights, take_turn
@@ -248,11 +248,7 @@ class Cache:
 
     async def close(self) -> None:
         """Stop background work and close connections."""
-        for task in list(self._background):
-            task.cancel()
-        for task in list(self._background):
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await end(self._background)
         if self._redis is not None:
             await self._redis.close()
 

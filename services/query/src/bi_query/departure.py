@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+_CANCEL_AGAIN_SECONDS = 0.1
 
 
 class Departure:
@@ -27,3 +31,13 @@ class Departure:
     async def begun(self) -> None:
         """Wait for `begin`."""
         await self._begun.wait()
+
+
+async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    ending = pending = set(tasks)
+    while pending:  # a cancellation that arrives within a client's own time-out can be lost: repeat
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*ending, return_exceptions=True)
