@@ -5,7 +5,7 @@
 #   infra/images.sh --refresh  also rebuild stand-ins that exist already
 #   infra/images.sh --standins stand-ins only, without looking for the real images (to test them)
 #   infra/images.sh --own      our own image only (quick when nothing changed)
-# Settings: BI_PULL_SECONDS (300) for one pull, BI_OFFLINE=true to skip pulling.
+# Settings, of .env or the environment: BI_PULL_SECONDS (300) for one pull, BI_OFFLINE=true to skip pulling.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -14,7 +14,8 @@ cd "$(dirname "$0")/.."
 readonly STATE=.stack
 readonly OVERRIDES=$STATE/images.env
 readonly BASE=bi-standin/debian:trixie
-readonly PULL_SECONDS=${BI_PULL_SECONDS:-300}
+PULL_SECONDS=$(setting BI_PULL_SECONDS 300)
+readonly PULL_SECONDS
 readonly PROBE_SECONDS=20     # for the first word from a registry; after one refusal it is not asked again
 refused=" "
 refresh=false
@@ -40,7 +41,7 @@ registry_of() { # quay.io of quay.io/a/b:1; docker.io where none is named
 pull() { # pull <image>: 1 when its registry cannot be had
   local registry
   registry=$(registry_of "$1")
-  [ "${BI_OFFLINE:-false}" != true ] || return 1
+  [ "$(setting BI_OFFLINE false)" != true ] || return 1
   case $refused in *" $registry "*) return 1 ;; esac
   if ! timeout "$PROBE_SECONDS" docker manifest inspect "$1" >/dev/null 2>&1; then
     refused+="$registry "

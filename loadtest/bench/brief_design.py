@@ -1,5 +1,6 @@
-"""The brief's own design, as BRIEF.pt.md writes it: a pool of connections over Parquet, pandas records as JSON in Redis
+"""The brief's own design, as it is written there: a pool of connections over Parquet, pandas records as JSON in Redis
 under MD5 keys, a synchronous Redis client, a FastAPI route limited by slowapi, Prometheus counters, /metrics mounted.
+(The brief: the project's own requirements, of which slo.yaml keeps the numbers.)
 
 Names, structure and defaults are the brief's. It is mended only where it does not run; each place says MENDED. Runs in the
 peers' environment (.venv-bench) and imports nothing of the service.

@@ -22,7 +22,7 @@ from .workload import NEW_SHARE, ZIPF_EXPONENT
 
 Document = dict[str, Any]
 
-# What the issue asks for: at least, or at most.
+# What the benchmark is to show: at least, or at most.
 AIMS: dict[str, tuple[str, float]] = {
     "hit_vs_asgi": (">=", 0.40),
     "hit_vs_fastapi": (">=", 1.0),

@@ -17,7 +17,7 @@ class Role(StrEnum):
     READER = "reader"
     """Run named queries."""
     ANALYST = "analyst"
-    """Write SQL, read the schema, ask in words."""
+    """Write SQL, read the schema."""
     ADMIN = "admin"
     """Invalidate cached answers, see how publishing went."""
 
