@@ -23,7 +23,7 @@ def files(*patterns: str) -> list[Path]:
     return sorted({ROOT / line for line in run.stdout.splitlines() if (ROOT / line).is_file()})
 
 
-SCRIPTS = files("*.sh")
+SCRIPTS = files("*.sh", ".ci/run")
 DOCKERFILES = files("*Dockerfile", "*Dockerfile.*", ":!*.dockerignore")
 
 
