@@ -18,6 +18,7 @@ import datetime as dt
 import json
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from stack_tools import ROOT, Failure, Json, Voice
@@ -147,13 +148,17 @@ def main() -> int:
     arguments = parsed()
     try:
         report = run(arguments)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report.document(), indent=1), encoding="utf-8")
     except Failure as failure:
         voice.say(f"FAILED: {failure}")
         return Exit.BROKEN
+    except Exception as error:
+        traceback.print_exc()  # and not Python's own exit code, 1, which says that something was found
+        voice.say(f"FAILED: {type(error).__name__}: {error}")
+        return Exit.BROKEN
     for line in report.lines():
         voice.say(line)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report.document(), indent=1), encoding="utf-8")
     return report.exit_code
 
 

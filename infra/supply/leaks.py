@@ -30,7 +30,10 @@ def in_scan(scan: Json, where: str) -> list[Finding]:
 
 def _git(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
     command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=GIT_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=GIT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Failure(f"git {arguments[0]} took longer than {GIT_SECONDS} s") from error
     if done.returncode != 0:
         raise Failure(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()[-300:]}")
     return done.stdout

@@ -80,14 +80,17 @@ def _ask_one(service: tuple[str, ...], lock: Path, where: str, wanted: dict[str,
 def _ask(lock: Path, service: tuple[str, ...]) -> Json:
     with TemporaryDirectory(prefix="bi-audit-") as folder:
         answer = Path(folder) / "answer.json"
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--disable-pip", "--no-deps", *service,
-                "--timeout", str(ANSWER_SECONDS), "--cache-dir", str(Path(folder) / "cache"),
-                "--progress-spinner", "off", "--format", "json", "--desc", "off", "--output", str(answer),
-            ],
-            capture_output=True, text=True, timeout=AUDIT_SECONDS, check=False, cwd=folder,
-        )  # fmt: skip
+        command = [
+            sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--disable-pip", "--no-deps", *service,
+            "--timeout", str(ANSWER_SECONDS), "--cache-dir", str(Path(folder) / "cache"),
+            "--progress-spinner", "off", "--format", "json", "--desc", "off", "--output", str(answer),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=AUDIT_SECONDS, check=False, cwd=folder
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Failure(f"pip-audit took longer than {AUDIT_SECONDS} s") from error
         if not answer.is_file():
             raise Failure(_last_words(done.stderr) or f"pip-audit ended with {done.returncode}")
         document: Json = json.loads(answer.read_text(encoding="utf-8"))
