@@ -49,9 +49,10 @@ SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)
 	@loadtest/image.sh
 	@mkdir -p loadtest/reports
-	@$(COMPOSE) --profile loadtest run --rm --no-deps loadtest-keys
-	@id=$$($(COMPOSE) --profile loadtest run -d --no-deps --use-aliases loadtest $(SCENARIO) $(ARGS)) || exit 2; \
-	docker logs -f $$id; code=$$(docker wait $$id); docker cp -q $$id:/reports/. loadtest/reports; docker rm $$id >/dev/null; exit $$code
+	@keys() { $(COMPOSE) --profile loadtest run --rm --no-deps loadtest-keys "$$@"; }; id=; \
+	trap '[ -z "$$id" ] || docker rm -f "$$id" >/dev/null; keys end' EXIT; \
+	keys && id=$$($(COMPOSE) --profile loadtest run -d --no-deps --use-aliases loadtest $(SCENARIO) $(ARGS)) || exit 2; \
+	docker logs -f $$id; code=$$(docker wait $$id); docker cp -q $$id:/reports/. loadtest/reports; exit $$code
 
 chaos: $(VENV)/.test ## Break things under 30 users on a stack of its own, and show what they saw (docs/chaos.md)
 	@$(BIN)/python -m pytest tests/chaos
