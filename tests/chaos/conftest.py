@@ -18,7 +18,15 @@ import pytest
 from tests.support.production import DOMAIN, ProductionStack
 from tests.support.service import wait_until
 from tests.support.small import Small, make_small
-from tests.support.stack import MEASURED, Prometheus, address, own_image, running_stack, volume_files
+from tests.support.stack import (
+    MEASURED,
+    STACK_TEST_SECONDS,
+    Prometheus,
+    address,
+    own_image,
+    running_stack,
+    volume_files,
+)
 
 from .load import Answer, Check, Edge, Load, Question, load, right_answers
 
@@ -45,6 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.stack)
+            item.add_marker(pytest.mark.timeout(STACK_TEST_SECONDS))
 
 
 @pytest.fixture(scope="package")

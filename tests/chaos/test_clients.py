@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import socket
 from collections.abc import Callable, Iterator, Mapping
+
+import pytest
 
 from tests.support.production import DOMAIN, ProductionStack
 from tests.support.readers import connect, large_sql, post_sql
@@ -120,7 +123,9 @@ def never_read(
 @contextlib.contextmanager
 def many_files(wanted: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert hard >= wanted, f"this machine lets a process have {hard} files; the test needs {wanted}"
+    if hard < wanted:
+        reason = f"this machine lets a process have {hard} open files (ulimit -Hn); the test needs {wanted}"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     try:
         yield

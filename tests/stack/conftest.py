@@ -22,6 +22,7 @@ from tests.support.small import Small, make_small
 from tests.support.stack import (
     MEASURED,
     SERVICE_LABEL,
+    STACK_TEST_SECONDS,
     Prometheus,
     Stack,
     compose_image,
@@ -48,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [next(places) if item in here else item for item in items]
     for item in here:
         item.add_marker(pytest.mark.stack)
+        item.add_marker(pytest.mark.timeout(STACK_TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,9 @@ from .service import free_port
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES_ENV = ROOT / ".stack" / "images.env"
 UP_SECONDS = 300
+BUILD_SECONDS = 600
+# The first test of a tier waits for the image to be built and for the stack to come up, before it begins.
+STACK_TEST_SECONDS = BUILD_SECONDS + UP_SECONDS + 600
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
 PUBLISHED = ("QUERY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA")
@@ -96,7 +99,9 @@ def _missing() -> str:
 def own_image() -> None:
     """Skip without an engine; else have the service's image made of the source as it is now (seconds when unchanged)."""
     require_engine()
-    done = subprocess.run([ROOT / "infra/images.sh", "--own"], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [ROOT / "infra/images.sh", "--own"], capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+    )
     if done.returncode != 0 and os.environ.get("CI") != "true" and not IMAGES_ENV.exists():
         pytest.skip(
             "the service's image cannot be built here: its base can be neither found nor pulled (run make images)"

@@ -94,10 +94,10 @@ def summary(result: Published) -> str:
     if not result.changed:
         return f"nothing changed: snapshot {result.snapshot_id} is already published ({result.seconds:.1f} s)"
     width = max(map(len, result.relations))
-    lines = [
-        f"  {name:<{width}}  {relation['rows']:>12,} rows  {len(relation['columns']):>3} columns  {relation['kind']}"  # type: ignore[arg-type]
-        for name, relation in result.relations.items()
-    ]
+    lines = []
+    for name, relation in result.relations.items():
+        columns = len(relation["columns"])  # type: ignore[arg-type]
+        lines.append(f"  {name:<{width}}  {relation['rows']:>12,} rows  {columns:>3} columns  {relation['kind']}")
     rows = sum(int(relation["rows"]) for relation in result.relations.values())  # type: ignore[call-overload]
     total = f"{len(result.relations)} tables, {rows:,} rows, {result.file_bytes:,} bytes, {result.seconds:.1f} s"
     return "\n".join([*lines, f"published snapshot {result.snapshot_id}: {total}"])

@@ -60,7 +60,8 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(10.0, ge=0, le=3600)
 
     max_connections: int = Field(50, ge=1, le=10_000)
-    max_running_queries: int = Field(default_factory=lambda: available_cpus(), ge=1, le=1024)  # noqa: PLW0108 - defined below
+    # A lambda, for the function is defined below.
+    max_running_queries: int = Field(default_factory=lambda: available_cpus(), ge=1, le=1024)  # noqa: PLW0108
     queue_timeout_seconds: float = Field(10.0, gt=0, le=3600)
     query_timeout_seconds: float = Field(30.0, gt=0, le=86_400)
     max_result_rows: int = Field(100_000, ge=1)
