@@ -39,6 +39,21 @@ def test_every_setting_stands_in_the_settings_page_and_in_the_example() -> None:
     assert [name for name in Settings.model_fields if f"`BI_{name.upper()}`" not in page] == []
 
 
+def test_every_setting_that_only_the_commands_read_stands_in_the_operations_page() -> None:
+    """What scripts read and compose does not: nothing else would tell of it."""
+    sources = [*(ROOT / "infra").glob("*.sh"), *(ROOT / "infra").glob("*.py"), *(ROOT / "infra/supply").glob("*.py")]
+    read = re.compile(r"""\$\{(BI_[A-Z_]+)|setting[ (]"?(BI_[A-Z_]+)|environ\.get\("(BI_[A-Z_]+)""")
+    named = {
+        name for path in sources for names in read.findall(path.read_text(encoding="utf-8")) for name in names if name
+    }
+    assert {"BI_UP_SECONDS", "BI_OFFLINE", "BI_ENV_FILE", "BI_TRIVY"} <= named
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    table = page.partition("## Settings of the commands")[2].partition("## ")[0]
+    alone = {name for name in named if f"{name}=" not in example}
+    assert alone == set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+
+
 def test_every_alert_has_a_heading_in_the_runbooks() -> None:
     headings = set(re.findall(r"^### (\w+)$", (DOCS / "runbooks.md").read_text(encoding="utf-8"), re.MULTILINE))
     alerts = {
