@@ -1,4 +1,4 @@
-"""compose.prod.yaml on top of compose.yaml, and the edge's configuration as both supported versions of Caddy read it."""
+"""compose.prod.yaml on top of compose.yaml, and the edge's configuration as the stack's version of Caddy reads it."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_version_compose_names_reads_the_edges_files(name: str, variant: str
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    # Of 2.11's own warnings the formatter's alone is let through: it would take the file's form as 2.6 writes it.
+    # Of its warnings the formatter's alone is let through, which is about indentation.
     warnings = [json.loads(line) for line in run.stderr.splitlines() if '"warn"' in line]
     assert [entry["msg"] for entry in warnings if "not formatted" not in entry["msg"]] == []
 
