@@ -396,13 +396,35 @@ def test_named_queries_that_take_each_others_memory_are_answered_all_the_same(pu
     asyncio.run(story())
 
 
-def test_a_named_query_that_never_gets_its_memory_is_a_503(published: Small) -> None:
+def test_a_named_query_too_large_by_itself_is_its_askers_matter_and_one_crowded_out_is_ours(published: Small) -> None:
     async def story() -> None:
         async with bench(published, engine_memory_bytes=80 * 2**20, spill_max_bytes=2**20) as b:
-            with pytest.raises(Overloaded) as refused:
-                await b.ask("select len(list(i)) from range(40000000) r(i)", query="too_long_list")
-            assert (refused.value.status, refused.value.code) == (503, "out_of_memory")
+            too_long = "select len(list(i)) from range(40000000) r(i)"
+            with pytest.raises(SqlRefused) as refused:
+                await b.ask(too_long, query="too_long_list")
+            assert refused.value.code == "query_too_large"
+            assert refused.value.__cause__ is not None
+            assert refused.value.__cause__.__traceback__ is None, "its frames hold what there was of the result"
+            beside = b.ask(ENDLESS)
+            await b.until(lambda: b.running() == 1)
+            with pytest.raises(Overloaded) as crowded:
+                await b.ask(too_long, query="too_long_list")
+            assert (crowded.value.status, crowded.value.code) == (503, "out_of_memory")
             assert b.number("bi_engine_rejections_total", reason="out_of_memory") == 1
+            beside.cancel()
+            await b.until(lambda: b.running() == 0)
+
+    asyncio.run(story())
+
+
+def test_a_named_query_that_waits_for_memory_stops_when_its_caller_leaves(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, engine_memory_bytes=80 * 2**20, spill_max_bytes=2**20) as b:
+            asked = b.ask("select len(list(i)) from range(40000000) r(i)", query="too_long_list")
+            await asyncio.sleep(0.3)
+            asked.cancel()
+            await b.until(lambda: b.running() == 0)
+            assert b.outcome("cancelled", "too_long_list") + b.outcome("error", "too_long_list") == 1
 
     asyncio.run(story())
 

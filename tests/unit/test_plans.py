@@ -127,3 +127,10 @@ def test_sql_that_cannot_bind_is_not_remembered(small: Small) -> None:
         plan_of(plans, snapshot, {}, sql="select nope from sales")
     assert len(plans._plans) == 0
     snapshot.retire()
+
+
+def test_an_integer_is_shown_as_of_the_type_it_is_bound_as(small: Small) -> None:
+    """DuckDB chooses by the value; a plan made for a small one must not name a large one's column."""
+    plans, snapshot = Plans(), opened(small, 1)
+    types = [plan_of(plans, snapshot, {"x": x}, "select $x as x").columns[0] for x in (1, 2**40, 2**64 - 1, -5)]
+    assert [kind for _, kind in types] == ["INTEGER", "BIGINT", "UBIGINT", "INTEGER"]

@@ -82,9 +82,9 @@ def test_the_same_answer_is_held_once(metrics: Metrics) -> None:
     unsent = Unsent(10 * MIB, metrics)
     claim = unsent.claim()
     claim.grow(4 * MIB)
-    first = unsent.hold('"a"', b"x" * 4 * MIB, claim)
+    first = unsent.hold('"a"', 4 * MIB, lambda: b"x" * 4 * MIB, claim)
     del claim
-    others = [unsent.hold('"a"', b"x" * 4 * MIB, None) for _ in range(20)]
+    others = [unsent.hold('"a"', 4 * MIB, lambda: b"x" * 4 * MIB, None) for _ in range(20)]
     assert all(other.body is first.body for other in others)
     assert counted(metrics) == 4 * MIB
     del first

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from typing import Literal
 import duckdb
 
 from .engine_call import Answer, Call, Job
-from .engine_errors import OUT_OF_MEMORY, ThreadPanicked, translate
+from .engine_errors import OUT_OF_MEMORY, ThreadPanicked, translate, without_frames
 from .entries import Packed, pack
 from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
 from .formats import Encoded, Limits
@@ -31,16 +32,19 @@ from .unsent import Unsent
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
-_MEMORY_WAITS_SECONDS = (0.05, 0.15, 0.45, 1.35)
+_MEMORY_WAITS_SECONDS = (0.1, 0.4, 1.3)
 
 Stop = Literal["timeout", "cancelled"]
 
 
 class _Run:
-    """One admitted job, from its admission to its end; everything but `call` belongs to the event loop."""
+    """One admitted job, from its admission to its end.
 
-    def __init__(self, job: Job, call: Call, timeout_seconds: float, memory_turn: threading.Lock) -> None:
-        self.job, self.call, self.timeout_seconds, self.memory_turn = job, call, timeout_seconds, memory_turn
+    What a thread sets (`started_at`, and in `execute`) the event loop reads once the thread has told it of the end.
+    """
+
+    def __init__(self, job: Job, call: Call, timeout_seconds: float, is_alone: Callable[[], bool]) -> None:
+        self.job, self.call, self.timeout_seconds, self._is_alone = job, call, timeout_seconds, is_alone
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Answer] = self.loop.create_future()
         self.queued_at = time.perf_counter()
@@ -51,6 +55,8 @@ class _Run:
         self.packed: Packed | None = None
         self.engine_seconds = 0.0
         self.error: Exception | None = None
+        self.had_company = False
+        """Whether others ran beside it when memory was refused."""
 
     def execute(self) -> None:
         """Blocking: run the query; afterwards either `packed` or `error` is set (worker thread)."""
@@ -59,23 +65,24 @@ class _Run:
             self.engine_seconds = total_seconds - self.encoded.encode_seconds
             self.packed = pack(self.encoded.body)
         except Exception as error:
-            self.error = error
+            self.error = without_frames(error)
         except BaseException as error:  # unheard it would leave a caller waiting for ever
             self.error = ThreadPanicked(f"{type(error).__name__}: {error}")
 
     def _call_patiently(self) -> tuple[Encoded, float]:
-        """The call. A named query that is refused memory asks again: it is known to fit, so another query has taken it, and
+        """The call. A named query that is refused memory asks again a few times: most often another query has taken it, and
         that one will not get what it wants either."""
-        if self.job.query == AD_HOC:
+        for wait_seconds in _MEMORY_WAITS_SECONDS if self.job.query != AD_HOC else ():
+            with contextlib.suppress(*OUT_OF_MEMORY):
+                return self.call()
+            # Not all at the same time, or two would only take it from each other.
+            self.call.wait(wait_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spread, not secrecy
+        was_alone = self._is_alone()
+        try:
             return self.call()
-        with contextlib.suppress(*OUT_OF_MEMORY):
-            return self.call()
-        with self.memory_turn:  # two that ask again would only take it from each other
-            for wait_seconds in _MEMORY_WAITS_SECONDS:
-                time.sleep(wait_seconds)
-                with contextlib.suppress(*OUT_OF_MEMORY):
-                    return self.call()
-            return self.call()
+        except OUT_OF_MEMORY:
+            self.had_company = not (was_alone and self._is_alone())
+            raise
 
 
 class Engine:
@@ -89,12 +96,11 @@ class Engine:
         self._query_timeout_seconds = settings.query_timeout_seconds
         self._limits = Limits(settings.max_result_rows, settings.max_result_bytes)
         self._metrics = metrics
-        self._threads = ThreadPoolExecutor(self._max_running, thread_name_prefix="query")
+        self._threads = _started(ThreadPoolExecutor(self._max_running, thread_name_prefix="query"), self._max_running)
         self._plans = Plans()
         self._admitted: set[_Run] = set()
         # Held for microseconds: a run leaves the queue either to a thread or to its own end, and a slot is free or not.
         self._lock = threading.Lock()
-        self._memory_turn = threading.Lock()
         self._waiting: deque[_Run] = deque()
         self._idle = self._max_running
         self._closing = False
@@ -114,10 +120,10 @@ class Engine:
             raise self._refusal("shutdown", "the service is stopping; try another replica")
         if len(self._admitted) >= self._max_admitted:
             raise self._refusal("queue_full", f"{len(self._admitted)} queries are already admitted; try again shortly")
-        snapshot.hold()
         call = Call(snapshot, job, self._limits.within(job.limits), self._plans, self.unsent.claim())
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
-        run = _Run(job, call, timeout_seconds, self._memory_turn)
+        run = _Run(job, call, timeout_seconds, self._is_one_running)
+        snapshot.hold()
         self._admitted.add(run)
         self._start_or_queue(run)
         run.timer = run.loop.call_later(min(self._queue_timeout_seconds, timeout_seconds), self._look_at_the_clock, run)
@@ -126,6 +132,9 @@ class Engine:
         except asyncio.CancelledError:
             self._stop(run, "cancelled")
             raise
+
+    def _is_one_running(self) -> bool:
+        return self._max_running - self._idle <= 1
 
     def _start_or_queue(self, run: _Run) -> None:
         with self._lock:
@@ -218,7 +227,9 @@ class Engine:
         if self._closing and not self._admitted:
             self._quiet.set()
         if error is not None:
-            error.__cause__ = run.error
+            if error is not run.error:
+                error.__cause__ = run.error
+            run.encoded = run.packed = None
             run.call.claim.settle(0)
             if not run.answer.done():
                 run.answer.set_exception(error)
@@ -259,7 +270,7 @@ class Engine:
         if stopped == "timeout":
             text = f"the query ran longer than {run.timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)
-        if isinstance(error, OUT_OF_MEMORY) and job.query != AD_HOC:
+        if isinstance(error, OUT_OF_MEMORY) and run.had_company and job.query != AD_HOC:
             return self._refusal("out_of_memory", "other queries have taken the memory; ask again shortly")
         return error if isinstance(error, BiQueryError) else translate(error, job.query, job.sql, run.call.prefix_bytes)
 
@@ -276,3 +287,12 @@ class Engine:
         if self._admitted:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._quiet.wait(), seconds)
+
+
+def _started(threads: ThreadPoolExecutor, count: int) -> ThreadPoolExecutor:
+    """All its threads running: one that cannot be started later, for want of memory, would take a query with it."""
+    all_here = threading.Barrier(count + 1, timeout=_STOP_WITHIN_SECONDS)
+    for _ in range(count):
+        threads.submit(all_here.wait)
+    all_here.wait()
+    return threads

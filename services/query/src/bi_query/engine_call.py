@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from .engine_errors import ThreadPanicked
+from .engine_errors import ThreadPanicked, with_class
 from .entries import Packed
 from .formats import PROBE_PREFIX, Encoded, Format, Limits, encode
 from .plans import Plans
@@ -53,7 +53,7 @@ class Call:
         self.snapshot, self._job, self._limits, self._plans = snapshot, job, limits, plans
         self.claim = claim
         self._cursor: duckdb.DuckDBPyConnection | None = None
-        self._stopped = False
+        self._stopped = threading.Event()
         # Held for microseconds: an interrupt is sent either to a cursor that is ours, or not at all. Without it, one could
         # reach the cursor's next user.
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class Call:
             self._cursor = cursor
         usable = False
         try:
-            if self._stopped:
+            if self._stopped.is_set():
                 raise duckdb.InterruptException("stopped before it started")
             job = self._job
             started = time.perf_counter()
@@ -78,23 +78,28 @@ class Call:
             self.claim.settle(len(encoded.body))
             usable = True
             return encoded, time.perf_counter() - started
-        except Exception:
-            raise
+        except Exception as error:
+            raise with_class(error) from None
         except BaseException as error:
             raise ThreadPanicked(f"{type(error).__name__}: {error}") from error
         finally:
             with self._lock:
                 self._cursor = None
-                usable = usable and not self._stopped and not self._job.views
+                usable = usable and not self._stopped.is_set() and not self._job.views
             if usable:
                 self.snapshot.give_back(cursor)
             else:
                 with contextlib.suppress(duckdb.Error):
                     cursor.close()
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass (blocking). Raises what a stopped query raises, as soon as it is stopped."""
+        if self._stopped.wait(seconds):
+            raise duckdb.InterruptException("stopped while it waited")
+
     def interrupt(self) -> None:
         """Stop the query. An interrupt sent before execution starts is lost (duckdb-rs#860): call until it has ended."""
         with self._lock:
-            self._stopped = True
+            self._stopped.set()
             if self._cursor is not None:
                 self._cursor.interrupt()

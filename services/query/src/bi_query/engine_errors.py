@@ -15,9 +15,14 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError)
 """What a query that needs too much raises, and any other that runs beside it."""
 
-
 _FROM_STREAM = "C Data interface error: "
-_CLASSES = {"Out of Memory": duckdb.OutOfMemoryException, "IO": duckdb.IOException}
+_CLASSES = {
+    "Out of Memory": duckdb.OutOfMemoryException,
+    "IO": duckdb.IOException,
+    "INTERRUPT": duckdb.InterruptException,
+    "INTERNAL": duckdb.InternalException,
+    "FATAL": duckdb.FatalException,
+}
 
 
 class QueryFailed(ProblemError):
@@ -35,7 +40,6 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
 
     `prefix_bytes` is how much of the executed text stood before the client's own.
     """
-    error = _with_class(error)
     message, position_bytes = _message(error)
     if isinstance(error, OUT_OF_MEMORY):
         return SqlRefused("query_too_large", f"the query needs more memory than it may have: {message.splitlines()[0]}")
@@ -53,13 +57,22 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
     return ProblemError("engine_failure", f"the engine failed on this query: {type(error).__name__}")
 
 
-def _with_class(error: Exception) -> Exception:
+def with_class(error: Exception) -> Exception:
     """What DuckDB raises after the first batch of an Arrow stream arrives as mere text; the same, as it raises it else."""
     text = str(error)
     if type(error) is not Exception or not text.startswith(_FROM_STREAM):
         return error
     text = text.removeprefix(_FROM_STREAM)
     return _CLASSES.get(text.partition(" Error:")[0], duckdb.Error)(text)
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error without what the frames that it passed still hold: half a result, of tens of megabytes perhaps."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    return error
 
 
 def _message(error: Exception) -> tuple[str, int | None]:

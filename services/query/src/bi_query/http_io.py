@@ -231,13 +231,16 @@ def respond(scope: Scope, result: Result, quota: Quota, unsent: Unsent) -> Respo
     lasting = _lasting_headers(*_what_lasts(result))
     if _matches(header(scope, b"if-none-match"), result.served.entry.etag):
         return Ready(b"", 304, [*lasting, *passing])
-    answer = result.served.answer
-    body = result.served.entry.raw() if answer is None else answer.encoded.body
-    headers = [*lasting, *passing, (b"content-length", b"%d" % len(body))]
-    if len(body) >= LARGE_BYTES:
-        claim = None if answer is None else answer.claim
-        return InPieces(unsent.hold(result.served.entry.etag, body, claim), headers)
-    return Ready(body, 200, headers)
+    entry, answer = result.served.entry, result.served.answer
+    size = entry.raw_bytes if answer is None else len(answer.encoded.body)
+    headers = [*lasting, *passing, (b"content-length", b"%d" % size)]
+
+    def body() -> bytes:
+        return entry.raw() if answer is None else answer.encoded.body
+
+    if size >= LARGE_BYTES:
+        return InPieces(unsent.hold(entry.etag, size, body, None if answer is None else answer.claim), headers)
+    return Ready(body(), 200, headers)
 
 
 class Whole(NamedTuple):
@@ -357,6 +360,8 @@ class InPieces(Ready):
                     return
             # Waits until nearly all has left, and with it the claim on the budget.
             await send({"type": "http.response.body", "body": b""})
+            if gone.done() and not gone.cancelled():
+                scope["state"]["counted_status"] = CLIENT_GONE_STATUS
         finally:
             gone.cancel()
 

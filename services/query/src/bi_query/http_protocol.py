@@ -41,6 +41,8 @@ _FRAMING_PER_BODY_BYTE = 8
 """A body of single bytes, each a chunk, takes five bytes of framing for each; nobody needs more."""
 _KERNEL_UNSENT_BYTES = 131_072
 _LOOKS_PER_TIMEOUT = 8
+_AT_ONCE_PER_READ = 64
+"""Of requests sent in one go so many are answered at once; the others take turns with everybody else's."""
 
 
 @runtime_checkable
@@ -73,6 +75,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _framing_bytes = 0
     _body_bytes = 0
     _is_last = False
+    _at_once_left = 0
     _watch: asyncio.TimerHandle | None = None
     _unread_bytes = 0
     _moved_at = 0.0
@@ -142,6 +145,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Parse, and give up on a head, or on framing of a body, that does not end."""
         if self._is_last:
             return
+        self._at_once_left = _AT_ONCE_PER_READ
         self._head_bytes += len(data)
         self._framing_bytes += len(data)
         super().data_received(data)
@@ -193,13 +197,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         status_line, default = STATUS_LINE[answer.status], lines(self.server_state.default_headers)
         self.transport.write(b"%s%s%s\r\n%s" % (status_line, default, answer.head, answer.body))
         cycle.response_started = cycle.response_complete = True
+        self._at_once_left -= 1
         self.on_response_complete()
 
     def _is_plain(self, cycle: RequestResponseCycle) -> bool:
         """Whether nothing but this answer is to be thought of: no earlier one under way, none waiting for its turn, the
         connection stays open and takes bytes."""
         return cycle.keep_alive and not (
-            self.pipeline or self.flow.write_paused or cycle.waiting_for_100_continue or self.parser.should_upgrade()
+            self._at_once_left <= 0
+            or self.pipeline
+            or self.flow.write_paused
+            or cycle.waiting_for_100_continue
+            or self.parser.should_upgrade()
         )
 
     def send_400_response(self, msg: str) -> None:

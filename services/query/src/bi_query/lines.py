@@ -23,7 +23,7 @@ def json_line(document: Any) -> bytes:
     try:
         line = orjson.dumps(document, default=str)
     except TypeError:  # half of a surrogate pair: a file name that is no UTF-8, say
-        return json.dumps(document, default=str).encode("ascii")
+        return json.dumps(document, default=str).replace("\x7f", "\\u007f").encode("ascii")
     if line.isascii() and b"\x7f" not in line:
         return line
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()

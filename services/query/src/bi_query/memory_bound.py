@@ -14,7 +14,6 @@ from .settings import available_memory_bytes, physical_memory_bytes
 
 logger = logging.getLogger(__name__)
 
-
 _PUBLISHER_SHARE = 0.9  # its parent, `bi-query watch`, may live in the same container
 
 
@@ -38,7 +37,7 @@ def bound_memory() -> None:
 
 
 def _bound(limit_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or limit_bytes <= hard:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if all(set_before == resource.RLIM_INFINITY or limit_bytes <= set_before for set_before in (soft, hard)):
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
         logger.info("memory bounded", extra={"fields": {"bytes": limit_bytes}})

@@ -37,7 +37,7 @@ class Plans:
         fmt: Format,
     ) -> Plan:
         """The plan of `sql` on the snapshot `cursor` belongs to. Raises what DuckDB raises on SQL that cannot bind."""
-        types = tuple([(name, type(value)) for name, value in sorted(params.items())])
+        types = tuple([(name, _kind(value)) for name, value in sorted(params.items())])
         key = (snapshot_id, sql, fmt, types)
         with self._lock:
             plan = self._plans.get(key)
@@ -58,3 +58,10 @@ class Plans:
             while len(self._plans) > _MAX_PLANS or self._chars > _MAX_REMEMBERED_CHARS:
                 _, forgotten = self._plans.popitem(last=False)
                 self._chars -= len(forgotten.sql)
+
+
+def _kind(value: object) -> object:
+    """What the type DuckDB gives a bound value depends on."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "INTEGER" if -(2**31) <= value < 2**31 else "BIGINT" if value < 2**63 else "UBIGINT"
+    return type(value)

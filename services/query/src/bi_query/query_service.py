@@ -30,6 +30,7 @@ from .sql_guard import GuardedSql, SqlGuard
 _MOST_GUARDS = 16
 _REMEMBERED_SQL = 2048
 _REMEMBERED_SQL_CHARS = 4096
+_REMEMBERED_TEXT_CHARS = 512
 
 
 class Result(NamedTuple):
@@ -115,7 +116,8 @@ class QueryService:
         self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str, limits: Limits | None = None
     ) -> CacheKey:
         query = bound.query
-        return _key(snapshot.id, scope, query.name, bound.text, fmt, query.digest + _suffix(limits))
+        make = _key if len(bound.text) <= _REMEMBERED_TEXT_CHARS else CacheKey
+        return make(snapshot.id, scope, query.name, bound.text, fmt, query.digest + _suffix(limits))
 
     async def ad_hoc(
         self,

@@ -52,8 +52,14 @@ class _Bucket(NamedTuple):
 @lru_cache(maxsize=65_536)
 def _buckets(limits: str, route: str, client: str) -> tuple[_Bucket, ...]:
     """By the limits' text: hashing a limit itself, at each request, would take longer than counting the hit."""
-    items = parse_many(limits)
-    return tuple(_Bucket(item.key_for(route, client), item, item.amount, item.get_expiry()) for item in items)
+    return tuple(
+        [_Bucket(item.key_for(route, client), item, item.amount, item.get_expiry()) for item in _items(limits)]
+    )
+
+
+@lru_cache(maxsize=1024)
+def _items(limits: str) -> tuple[RateLimitItem, ...]:
+    return tuple(parse_many(limits))
 
 
 @dataclass

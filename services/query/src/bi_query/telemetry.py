@@ -84,7 +84,8 @@ class RequestLog:
             sys.stdout.buffer.flush()
         except (OSError, ValueError):
             logger.debug("request log not written")
-        self._text.clear()
+        finally:
+            self._text.clear()
 
 
 class Telemetry:
@@ -148,6 +149,8 @@ class Telemetry:
         """Handle one connection scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            if isinstance(self._write_line, RequestLog):  # the end of the lifespan: no other line will take these along
+                self._write_line.flush()
             return
         state = scope.get("state", {})
         if "started" not in state:
@@ -166,7 +169,7 @@ class Telemetry:
         self._metrics.in_progress += 1
         try:
             if "refusal" in state:
-                raise state["refusal"]
+                raise state.pop("refusal")
             if _is_large(scope):
                 detail = f"the request's headers are larger than {MAX_HEADER_BYTES} bytes"
                 raise HeadersTooLarge("headers_too_large", detail)

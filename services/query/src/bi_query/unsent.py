@@ -8,6 +8,7 @@ that is known, so the engine computes nothing that cannot be kept. Small answers
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from .errors import Overloaded
@@ -67,16 +68,16 @@ class Unsent:
         """A claim of nothing yet."""
         return Claim(self)
 
-    def hold(self, etag: str, body: bytes, claim: Claim | None) -> Held:
-        """The bytes to send: those already being sent to others under this tag, else `body`. Raises `Overloaded`.
+    def hold(self, etag: str, size: int, make: Callable[[], bytes], claim: Claim | None) -> Held:
+        """The bytes to send: those already being sent to others under this tag, else the `size` that `make` gives.
 
-        `claim` is what `body` was counted under while it was made, if it was.
+        Raises `Overloaded`, before they are made. `claim` is what they were counted under so far, if they were.
         """
         held = self._held.get(etag)
         if held is None:
             claim = claim or self.claim()
-            claim.grow(len(body))
-            held = self._held[etag] = Held(body, claim)
+            claim.grow(size)
+            held = self._held[etag] = Held(make(), claim)
         return held
 
     def _take(self, claim: Claim, size: int) -> None:
