@@ -112,6 +112,26 @@ class Hashing(io.RawIOBase):
         return self._hash.hexdigest()
 
 
+class Checked(Hashing):
+    """A member's bytes. What is damaged raises `Failure` to whoever reads them, too."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        super().__init__(source)
+        self._path = path
+
+    def read(self, size: int = -1) -> bytes:
+        """From the archive."""
+        try:
+            return super().read(size)
+        except DAMAGED as error:
+            raise damaged(self._path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> Failure:
+    """What a person reads."""
+    return Failure(f"{path} is damaged or no backup: {error or type(error).__name__}")
+
+
 Member = tuple[str, Json, IO[bytes] | None]  # volume, the agent's frame, the bytes of a file
 Members = Generator[Member, None, Json]
 
@@ -135,7 +155,7 @@ def members(path: Path, seen: Callable[[int], None] = lambda _: None) -> Members
     try:
         return (yield from _members(path, seen))
     except DAMAGED as error:
-        raise Failure(f"{path} is damaged or no backup: {error or type(error).__name__}") from error
+        raise damaged(path, error) from error
 
 
 def _members(path: Path, seen: Callable[[int], None]) -> Members:
@@ -166,7 +186,7 @@ def _members(path: Path, seen: Callable[[int], None]) -> Members:
                 yield volume, {**frame, "bytes": None}, None
             else:
                 body = tar.extractfile(member)
-                hashing = Hashing(body)  # type: ignore[arg-type]  # a regular file's is never None
+                hashing = Checked(body, path)  # type: ignore[arg-type]  # a regular file's is never None
                 yield volume, {**frame, "bytes": member.size}, hashing  # type: ignore[misc]
                 while hashing.read(CHUNK):
                     pass
