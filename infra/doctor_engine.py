@@ -145,7 +145,8 @@ def disk(facts: Json, data_bytes: int, prometheus_bytes: int) -> list[Finding]:
     free = status.f_bavail * status.f_frsize
     snapshot = data_bytes * SNAPSHOT_TO_PARQUET
     needed = ROOM_BYTES + snapshot
-    later = needed + snapshot * int(setting("BI_SNAPSHOTS_KEPT", "3")) + prometheus_bytes
+    kept = setting("BI_SNAPSHOTS_KEPT", "3")  # what is no number is told elsewhere (doctor_host.settings)
+    later = needed + snapshot * int(kept if kept.isdecimal() else 3) + prometheus_bytes
     said = f"{size(free)} free under {folder}"
     if free < needed:
         advice = "docker system df shows what docker itself holds, docker image prune frees some; or a larger disk"
