@@ -7,8 +7,11 @@ import subprocess
 from pathlib import Path
 
 import deploy
+import exchange
 import pytest
+import restore
 import stack_tools
+import volumes
 from stack_tools import Failure
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +116,83 @@ def test_a_one_shot_without_a_container_is_a_failure_with_words(
     monkeypatch.setenv("PATH", engine_of(tmp_path, "*) true;;")["PATH"])
     with pytest.raises(Failure, match="publish has 0 containers"):
         deploy.run_one_shot("p", "publish")
+
+
+def test_a_service_beside_the_replicas_that_fails_is_told_from_a_deploy_that_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    old = '{"Id": "old", "Created": "1", "Image": "sha256:old", "Config": {"Image": "bi:1", "Labels": {}}}'
+    new = '{"Id": "new", "Created": "2", "Image": "sha256:new", "Config": {"Image": "bi:1", "Labels": {}}}'
+    environment = engine_of(
+        tmp_path,
+        f"'compose '*' create '*) touch {made};;",
+        "'compose '*' up '*) echo prometheus is unhealthy >&2; exit 1;;",
+        f"'ps '*'service=edge'*) ;;\n'ps '*) echo old; [ ! -e {made} ] || echo new;;",
+        "'inspect --format '*) echo 'running/healthy 0';;",
+        f"'inspect old') echo '[{old}]';;",
+        f"'inspect '*) echo '[{old}, {new}]';;",
+    )
+    monkeypatch.setenv("PATH", environment["PATH"])
+    monkeypatch.setattr(deploy, "EDGE_FINDS_SECONDS", 0.0)
+    services: dict[str, stack_tools.Json] = {"query": {"image": "bi:1"}, "prometheus": {}}
+    with pytest.raises(SystemExit) as end:
+        deploy.deploy("p", services, build=False)
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "THE NEW RELEASE SERVES" in said and "prometheus is unhealthy" in said
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert "stop old" in asked and "rm old" in asked and "rm -f new" not in asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "current", "said"),
+    [
+        ("exit 1", "a" * 16, "could not be asked: make snapshots"),
+        ("echo bbbb", None, "served is snapshot bbbb; the backup was made before"),
+        ("echo bbbb", "a" * 16, f"make rollback ID={'a' * 16}"),
+        ("echo bbbb", "bbbb", "as at the backup"),
+    ],
+)
+def test_which_snapshot_is_served_is_told_and_never_fails_a_restore(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    current: str | None,
+    said: str,
+) -> None:
+    one = '[{"Id": "one", "Created": "1"}]'
+    environment = engine_of(tmp_path, "'ps '*) echo one;;", f"'inspect '*) echo '{one}';;", f"'exec '*) {answer};;")
+    monkeypatch.setenv("PATH", environment["PATH"])
+    restore.tell_current("p", {"taken": {"snapshots": {"current": current}}})
+    assert said in capsys.readouterr().out
+
+
+def test_an_agent_that_does_not_end_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = engine_of(tmp_path, "'run '*) echo '{\"ok\": 1}'; exec sleep 600;;")
+    monkeypatch.setenv("PATH", environment["PATH"])
+    monkeypatch.setattr(volumes, "END_SECONDS", 0.3)
+    assert volumes.ask("image", {"keys": "p_keys"}, "exchange") == {"ok": 1}
+    asked = (tmp_path / "asked").read_text().splitlines()
+    name = asked[0].split("--name ")[1].split()[0]
+    assert asked[-1] == f"rm -f {name}"
+
+
+def test_every_failure_of_the_way_back_tells_what_is_so_now_and_the_first_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = engine_of(
+        tmp_path,
+        "*volume_agent.py*) echo no space left; echo cannot start a container >&2; exit 125;;",
+        "'compose '*) ;;",
+    )
+    monkeypatch.setenv("PATH", environment["PATH"])
+    stack = exchange.Stack("p", "image", {"keys": "p_keys"}, [], was_there=True)
+    with pytest.raises(Failure) as told:
+        exchange.exchange(stack)
+    said = str(told.value)
+    assert "nothing of them is deleted. Next: make restore UNDO=1" in said
+    assert "The first reason:" in said and said.count("cannot start a container") == 2
+    asked = (tmp_path / "asked").read_text()
+    assert " discard" not in asked and " commit" not in asked

@@ -347,6 +347,21 @@ def test_one_volume_alone_goes_back_to_the_backup_and_the_others_stay(
     assert files(saved, "keys") == {"keys": before.files["keys"]}
 
 
+def test_a_backup_whose_terminal_is_closed_lets_prometheus_go_on_and_leaves_no_file(
+    saved: ProductionStack, before: Before, tmp_path: Path
+) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    (folder / f".{saved.project}-20260101T000000Z.tar.gz.part").write_text("secrets of a backup that was killed")
+    pause = f"import subprocess, time; subprocess.run([{shutil.which('docker')!r}, *line]);"
+    environment = with_docker(tmp_path / "bin", "pause ", f"{pause} {END_RESTORE.format('HUP')}")
+    done = saved.program("python3", "infra/backup.py", str(folder), **environment)
+    assert (tmp_path / "bin/once").exists()
+    assert done.returncode == 129, done.stdout + done.stderr
+    assert [container["State"]["Status"] for container in saved.inspect("prometheus")] == ["running"]
+    assert list(folder.iterdir()) == []
+
+
 def test_a_stack_that_is_stopped_is_backed_up_whole_too(saved: ProductionStack, data: Small, before: Before) -> None:
     saved.compose("stop", timeout=120)
     done = saved.program("python3", "infra/backup.py", str(data.root / "stopped"))
