@@ -139,11 +139,10 @@ def commit() -> None:
         if (root / JOURNAL).exists():
             (root / JOURNAL).rename(root / COMMITTED)
     os.sync()
-    closed = [root for root in roots() if (root / COMMITTED).exists()]
-    for root in closed:
-        remove(root / OUTGOING)
-    for root in closed:
-        (root / COMMITTED).unlink()
+    for root in roots():
+        if (root / COMMITTED).exists():
+            remove(root / OUTGOING)
+            (root / COMMITTED).unlink()
 
 
 def roots() -> list[Path]:
