@@ -63,7 +63,7 @@ class Restored(Failure):
 
 def go_back(stack: Stack, reason: str) -> NoReturn:
     """To the data of before, from wherever the exchange ended. Always raises `Failure`, with the reason."""
-    voice.say(f"GOING BACK to the data of before: {reason.splitlines()[0]}")
+    voice.say(f"GOING BACK to the data of before: {(reason.splitlines() or ['?'])[0]}")
     first = f"\nThe first reason:\n{reason}"
     with undisturbed():
         with otherwise(f"the stack could not be stopped; {WAY_BACK}", first):
@@ -127,6 +127,10 @@ def end_interrupted(stack: Stack, way: str) -> None:
     left = ask(stack.image, stack.volumes, "state") if stack.volumes else {}
     if not left or not left["replaced"] or left["committed"]:
         refuse_interrupted(stack.image, stack.volumes)
+        if left and left["committed"]:
+            if way == "UNDO":
+                raise Failure("UNDO=1: the data of before were being deleted already; the restored ones are kept")
+            return
         raise Failure(f"{way}=1: no restore was interrupted, there is nothing to do")
     if way == "KEEP":
         if left["incoming"]:

@@ -34,18 +34,22 @@ class Failure(Exception):
 
 
 class Voice:
-    """Lines with the program's name in front."""
+    """Lines with the program's name in front. Nobody may be there to read them: a closed terminal is no reason to end, least
+    of all on the way back from something.
+    """
 
     def __init__(self, program: str) -> None:
         self._program = program
 
     def say(self, text: str) -> None:
         """To whoever watches."""
-        print(f"{self._program}: {text}", flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{self._program}: {text}", flush=True)
 
     def fail(self, text: str, code: int = 1) -> NoReturn:
         """Last words, and the exit code."""
-        print(f"{self._program}: {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{self._program}: {text}", file=sys.stderr, flush=True)
         raise SystemExit(code)
 
 
@@ -63,12 +67,14 @@ class Progress:
         if self._live and now - self._shown > 0.2 and self._total:
             self._shown = now
             share = min(100, 100 * amount // self._total)
-            print(f"\r  {self._what}: {share:3} % after {now - self._started:.0f} s ", end="", flush=True)
+            with contextlib.suppress(OSError):
+                print(f"\r  {self._what}: {share:3} % after {now - self._started:.0f} s ", end="", flush=True)
 
     def done(self, text: str) -> None:
         """The line that stays."""
         if self._live:
-            print("\r\033[K", end="")
+            with contextlib.suppress(OSError):
+                print("\r\033[K", end="")
         self._voice.say(f"{text} ({time.monotonic() - self._started:.1f} s)")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import deploy
@@ -196,3 +197,17 @@ def test_every_failure_of_the_way_back_tells_what_is_so_now_and_the_first_reason
     assert "The first reason:" in said and said.count("cannot start a container") == 2
     asked = (tmp_path / "asked").read_text()
     assert " discard" not in asked and " commit" not in asked
+
+
+def test_a_terminal_that_was_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", buffering=1) as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        monkeypatch.setattr(sys, "stderr", nobody)
+        voice = stack_tools.Voice("restore")
+        voice.say("GOING BACK")
+        with pytest.raises(SystemExit):
+            voice.fail("last words")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())
