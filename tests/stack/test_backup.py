@@ -347,6 +347,20 @@ def test_one_volume_alone_goes_back_to_the_backup_and_the_others_stay(
     assert files(saved, "keys") == {"keys": before.files["keys"]}
 
 
+def test_after_a_restore_that_was_killed_the_restored_data_can_be_kept(
+    saved: ProductionStack, before: Before, tmp_path: Path
+) -> None:
+    environment = with_docker(tmp_path / "bin", " up -d ", KILL_RESTORE)
+    killed = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, **environment)
+    assert killed.returncode == -9
+    kept = saved.program("python3", "infra/restore.py", KEEP="1")
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert files(saved, *before.files) == before.files
+    done = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, YES="1", ONLY="keys")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert answers(saved) == before.answers
+
+
 def test_a_backup_whose_terminal_is_closed_lets_prometheus_go_on_and_leaves_no_file(
     saved: ProductionStack, before: Before, tmp_path: Path
 ) -> None:
