@@ -5,6 +5,10 @@
 ENV_FILE = $(or $(BI_ENV_FILE),.env)
 STACK_ENV = $(if $(wildcard $(ENV_FILE)),--env-file $(ENV_FILE)) $(if $(wildcard .stack/images.env),--env-file .stack/images.env)
 COMPOSE = docker compose $(STACK_ENV)
+# The programs of infra/ need a Python of their own machine, and nothing installed.
+PROGRAM = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=... chooses one)" >&2; exit 1; }; $(PYTHON)
+# A value as one word of the shell, nothing when it is empty.
+as_word = $(if $(1),'$(subst ','\'',$(1))')
 
 engine: ## Install and start a Docker engine with compose and buildx, where none answers (root, Debian or Ubuntu)
 	@infra/engine.sh
@@ -13,22 +17,22 @@ images: ## Get every image: found here, else pulled, else a stand-in from Debian
 	@infra/images.sh
 
 up: ## Bring the whole stack up and wait until all of it is healthy (make images first where there is no registry)
-	@infra/up.sh
+	@PYTHON='$(PYTHON)' infra/up.sh
 
 down: ## Stop the stack; its data stays
 	@$(COMPOSE) down --remove-orphans
 
 deploy: ## Bring the new release up replica by replica, under traffic; goes back by itself when it never turns healthy
-	@python3 infra/deploy.py
+	@$(PROGRAM) infra/deploy.py
 
 doctor: ## Can the stack start here: versions, ports, memory, disk, clock, data, .env; a line of advice for what cannot (ARGS=--json)
-	@python3 infra/doctor.py $(ARGS)
+	@$(PROGRAM) infra/doctor.py $(ARGS)
 
 backup: ## Snapshots, keys, secrets, metrics, Grafana and audit log of the running stack in one file (FOLDER=backups)
-	@python3 infra/backup.py $(FOLDER)
+	@$(PROGRAM) infra/backup.py $(call as_word,$(FOLDER))
 
 restore: ## Check a backup, say what it replaces, ask (YES=1 does not), put it in place: make restore FILE=backups/....tar.gz ONLY=keys
-	@YES="$(YES)" ONLY="$(ONLY)" python3 infra/restore.py $(FILE)
+	@export YES="$(YES)" ONLY="$(ONLY)" UNDO="$(UNDO)" KEEP="$(KEEP)"; $(PROGRAM) infra/restore.py $(call as_word,$(FILE))
 
 ps: ## What runs, how it is, on which port
 	@$(COMPOSE) ps -a --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}\t{{.Image}}'
@@ -43,7 +47,7 @@ snapshots: ## List the snapshots that are kept: when published, how large, which
 	@$(COMPOSE) run --rm --no-deps -T publish snapshots
 
 rollback: ## Serve the snapshot before the current one, or a named one: make rollback ID=0123456789abcdef
-	@$(COMPOSE) run --rm --no-deps -T publish rollback $(ID)
+	@$(COMPOSE) run --rm --no-deps -T publish rollback $(call as_word,$(ID))
 
 SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)

@@ -25,6 +25,9 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MANIFEST_MAX_BYTES = 64 << 20
 PREFIX = "volumes/"
+PART = ".part"
+# What the manifest says beside its files, and of which kind that is.
+SAID = {"project": str, "made_at": str, "release": str, "images": dict, "taken": dict, "volumes": dict}
 DAMAGED = (EOFError, OSError, zlib.error, tarfile.TarError, ValueError, KeyError, TypeError)
 
 
@@ -33,7 +36,7 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         self._path, self.folder = path, path.parent
-        self._draft = path.with_name(f".{path.name}.part")
+        self._draft = path.with_name(f".{path.name}{PART}")
         self._draft.unlink(missing_ok=True)
         # The stack's secrets are in it.
         self._file = os.fdopen(os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
@@ -66,8 +69,11 @@ class Writer:
         self._tar.addfile(member, hashing)
         content["files"][frame["path"]] = {"bytes": member.size, "sha256": hashing.hexdigest()}
 
-    def finish(self, about: Json) -> Json:
-        """Add the manifest, make it durable, give it its name; the manifest."""
+    def finish(self, about: Json, check: Callable[[Path], object] | None = None) -> Json:
+        """Add the manifest, make it durable, `check` it (`verify`), and only then give it its name; the manifest.
+
+        Raises `Failure` when what is on the disk is not what was written.
+        """
         manifest = {"format": FORMAT, **about, "volumes": self.volumes}
         text = json.dumps(manifest, indent=1, sort_keys=True).encode()
         member = tarfile.TarInfo(MANIFEST)
@@ -78,7 +84,13 @@ class Writer:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        (check or verify)(self._draft)
         self._draft.rename(self._path)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
         return manifest
 
 
@@ -98,6 +110,26 @@ class Hashing(io.RawIOBase):
     def hexdigest(self) -> str:
         """SHA-256 of everything read so far."""
         return self._hash.hexdigest()
+
+
+class Checked(Hashing):
+    """A member's bytes. What is damaged raises `Failure` to whoever reads them, too."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        super().__init__(source)
+        self._path = path
+
+    def read(self, size: int = -1) -> bytes:
+        """From the archive."""
+        try:
+            return super().read(size)
+        except DAMAGED as error:
+            raise damaged(self._path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> Failure:
+    """What a person reads."""
+    return Failure(f"{path} is damaged or no backup: {error or type(error).__name__}")
 
 
 Member = tuple[str, Json, IO[bytes] | None]  # volume, the agent's frame, the bytes of a file
@@ -123,7 +155,7 @@ def members(path: Path, seen: Callable[[int], None] = lambda _: None) -> Members
     try:
         return (yield from _members(path, seen))
     except DAMAGED as error:
-        raise Failure(f"{path} is damaged or no backup: {error or type(error).__name__}") from error
+        raise damaged(path, error) from error
 
 
 def _members(path: Path, seen: Callable[[int], None]) -> Members:
@@ -154,7 +186,7 @@ def _members(path: Path, seen: Callable[[int], None]) -> Members:
                 yield volume, {**frame, "bytes": None}, None
             else:
                 body = tar.extractfile(member)
-                hashing = Hashing(body)  # type: ignore[arg-type]  # a regular file's is never None
+                hashing = Checked(body, path)  # type: ignore[arg-type]  # a regular file's is never None
                 yield volume, {**frame, "bytes": member.size}, hashing  # type: ignore[misc]
                 while hashing.read(CHUNK):
                     pass
@@ -177,6 +209,13 @@ def _manifest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Json:
     manifest = json.loads(body.read()) if body else None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"its manifest is not of format {FORMAT}; take the version of this program that wrote it")
+    for name, kind in SAID.items():
+        if not isinstance(manifest.get(name), kind):
+            raise ValueError(f"its manifest does not say {name!r}")
+    if not all(isinstance(image, dict) and "image" in image for image in manifest["images"].values()):
+        raise ValueError("its manifest does not say which images ran")
+    if not all(isinstance(about, dict) for about in manifest["taken"].values()):
+        raise ValueError("its manifest does not say when each volume was taken")
     return manifest
 
 

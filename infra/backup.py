@@ -20,7 +20,6 @@ alert secrets in folders you named.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from archive import Writer, verify
+from archive import PART, Writer, verify
 from stack_tools import (
     ROOT,
     SERVICE_LABEL,
@@ -40,6 +39,7 @@ from stack_tools import (
     configuration,
     containers,
     docker,
+    end_by_exception,
     run,
     size,
 )
@@ -51,7 +51,7 @@ voice = Voice("backup")
 
 def main(arguments: list[str]) -> int:
     """Make a backup; 0 when it is complete and was read back."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is held still is let go
+    end_by_exception()  # so that what is held still is let go
     resolved = configuration()
     project = str(resolved["name"])
     image = str(resolved["services"]["query"]["image"])
@@ -61,12 +61,11 @@ def main(arguments: list[str]) -> int:
             raise Failure(f"the stack {project!r} has no data here: start it first (make up)")
         folder = ROOT / (arguments[0] if arguments else "backups")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in folder.glob(f".{project}-*{PART}"):  # of one that was killed: no use, and the secrets are in it
+            left.unlink()
         path = folder / f"{project}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.tar.gz"
         about = {"project": project, "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **versions(project)}
-        write(path, project, image, volumes, about)
-        progress = Progress(voice, "reading it back", path.stat().st_size)
-        manifest = verify(path, progress.at)
-        progress.done("read back: every file is what was written")
+        manifest = write(path, project, image, volumes, about)
     files = sum(len(content["files"]) for content in manifest["volumes"].values())
     voice.say(f"{path}: {size(path.stat().st_size)}, {files} files of {len(volumes)} volumes")
     voice.say(
@@ -91,15 +90,25 @@ def versions(project: str) -> Json:
     }
 
 
-def write(path: Path, project: str, image: str, volumes: Mapping[str, str], about: Json) -> None:
-    """All volumes into a new archive. Raises `Failure`; then there is no archive."""
-    weights = weigh(image, volumes)["volumes"]
+def write(path: Path, project: str, image: str, volumes: Mapping[str, str], about: Json) -> Json:
+    """All volumes into a new archive; its manifest. Raises `Failure`; then there is no archive."""
+    weighed = weigh(image, volumes)
+    if any(weighed["state"][left] for left in ("replaced", "unknown")):
+        raise Failure("a restore has not come to its end, the data are of two times: make restore says what to do")
+    weights = weighed["volumes"]
     try:
         with Agent(image, volumes, "read") as agent, Writer(path) as writer:
             taken = {volume: copy(agent, writer, project, volume, weights[volume]["bytes"]) for volume in volumes}
-            writer.finish({**about, "taken": taken})
+            return writer.finish({**about, "taken": taken}, read_back)
     except OSError as error:
         raise Failure(f"{path} could not be written: {error}; nothing of it is left") from error
+
+
+def read_back(draft: Path) -> None:
+    """All of what was written, from the disk. Raises `Failure` when it is anything else."""
+    progress = Progress(voice, "reading it back", draft.stat().st_size)
+    verify(draft, progress.at)
+    progress.done("read back: every file is what was written")
 
 
 def copy(agent: Agent, writer: Writer, project: str, volume: str, expected: int) -> Json:

@@ -24,7 +24,9 @@ from stack_tools import (
     configuration,
     containers,
     docker,
+    end_by_exception,
     run,
+    seconds,
     setting,
 )
 
@@ -50,17 +52,19 @@ class Release:
     def create(self, wanted: int) -> None:
         """The new containers beside the old, not yet started."""
         before = {container["Id"] for container in containers(self.project, "query", every=True)}
-        compose("create", "--no-build", "--no-recreate", "--scale", f"query={len(before) + wanted}", "query")
-        after = containers(self.project, "query", every=True)
-        self.new = [container["Id"] for container in after if container["Id"] not in before]
+        try:
+            compose("create", "--no-build", "--no-recreate", "--scale", f"query={len(before) + wanted}", "query")
+        finally:  # some are there even when it failed
+            after = containers(self.project, "query", every=True)
+            self.new = [container["Id"] for container in after if container["Id"] not in before]
 
-    def replace(self, seconds: float) -> None:
+    def replace(self, within_seconds: float) -> None:
         """One by one. Raises `Failure` when a new replica does not become healthy."""
         leaving = [container["Id"] for container in self.old]
         for number, replica in enumerate(self.new, start=1):
             started = time.monotonic()
             docker("start", replica)
-            wait_healthy(replica, seconds)
+            wait_healthy(replica, within_seconds)
             voice.say(f"new replica {number} of {len(self.new)} is healthy after {time.monotonic() - started:.0f} s")
             if leaving:
                 time.sleep(EDGE_FINDS_SECONDS)
@@ -83,6 +87,9 @@ class Release:
 
     def roll_back(self) -> None:
         """The old replicas, all of them; none of the new."""
+        if self.old[0]["Config"]["Image"] == self.image:
+            # First: the name must mean the release that serves, or the next start would take the bad one again.
+            docker("tag", self.old[0]["Image"], self.image)
         for container in self.stopped:
             docker("start", container)
         for container in self.stopped:
@@ -95,9 +102,6 @@ class Release:
             docker("stop", *serving)
         if self.new:
             docker("rm", "-f", *self.new)
-        if self.old and self.old[0]["Config"]["Image"] == self.image:
-            # The name must mean the release that serves, or the next start would take the bad one again.
-            docker("tag", self.old[0]["Image"], self.image)
 
 
 def is_healthy(container: Json) -> bool:
@@ -105,9 +109,9 @@ def is_healthy(container: Json) -> bool:
     return bool(container["State"].get("Health", {}).get("Status") == "healthy")
 
 
-def wait_healthy(container: str, seconds: float) -> None:
+def wait_healthy(container: str, within_seconds: float) -> None:
     """Until docker calls it healthy. Raises `Failure`, with its last log lines, when it ends, or time does."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + within_seconds
     while True:
         state, restarts = docker(
             "inspect", "--format", "{{.State.Status}}/{{if .State.Health}}{{.State.Health.Status}}{{end}} {{.RestartCount}}",
@@ -118,7 +122,7 @@ def wait_healthy(container: str, seconds: float) -> None:
         if restarts != "0" or state.startswith(("exited", "dead", "restarting")):
             reason = "it ended by itself"
         elif time.monotonic() > deadline:
-            reason = f"it was not healthy within {seconds:g} s ({state})"
+            reason = f"it was not healthy within {within_seconds:g} s ({state})"
         else:
             time.sleep(POLL_SECONDS)
             continue
@@ -127,7 +131,10 @@ def wait_healthy(container: str, seconds: float) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Deploy; the exit code is 0 when the new release serves, 1 when the old one still does."""
+    """Deploy; the exit code: 0 all of the new release serves, 1 the old one still does, 2 the new one does, but something
+    beside the replicas is not as it should be.
+    """
+    end_by_exception()
     resolved = configuration()
     project = str(resolved["name"])
     with alone(project, "deploy"):
@@ -142,38 +149,60 @@ def deploy(project: str, services: dict[str, Json], *, build: bool) -> int:
     and takes them for changed at the next start.
     """
     old, query = containers(project, "query"), services["query"]
-    if build:
-        get_images(query)
+    within_seconds = seconds("BI_DEPLOY_SECONDS", "120")
     if not old:
+        if build:
+            get_images(query)
         voice.say("nothing runs yet: a plain start")
         compose("up", "-d", "--no-build", "--wait", "--wait-timeout", setting("BI_UP_SECONDS", "300"), timeout=3600)
         return 0
-    check_edge(project)
     one_shots = [name for name, service in services.items() if service.get("restart") == "no"]
-    for name in sorted(one_shots, key=lambda name: len(services[name].get("depends_on") or {})):
-        run_one_shot(project, name)
-
     release = Release(project, str(query["image"]), old)
     wanted = int(query.get("deploy", {}).get("replicas", 1))
-    voice.say(f"{len(old)} replica(s) of {old[0]['Image'][7:19]} -> {wanted} of {query['image']}")
     try:
+        if build:  # from here on the image's name may mean the new release
+            get_images(query)
+        check_edge(project)
+        for name in sorted(one_shots, key=lambda name: len(services[name].get("depends_on") or {})):
+            run_one_shot(project, name)
+        voice.say(f"{len(old)} replica(s) of {old[0]['Image'][7:19]} -> {wanted} of {query['image']}")
         release.create(wanted)
-        release.replace(float(setting("BI_DEPLOY_SECONDS", "120")))
+        release.replace(within_seconds)
     except BaseException as error:
-        voice.say("GOING BACK to the release that served before" + (f": {error}" if str(error) else ""))
-        release.roll_back()
+        go_back(release, error)
         if not isinstance(error, Failure):
             raise
         voice.fail(
             "not deployed; the old release serves on, nobody was refused. See the lines above for the reason, mend it, and"
             " deploy again. If you named a new BI_QUERY_IMAGE in .env, put the former one back until then."
         )
-    release.finish()
     others = [name for name in services if name not in {"query", *one_shots}]
     behind = [name for name in others if "query" in (services[name].get("depends_on") or {})]
-    update(project, [name for name in others if name not in behind], behind)
+    try:
+        release.finish()
+        update(project, [name for name in others if name not in behind], behind)
+    except Failure as failure:
+        voice.fail(
+            f"THE NEW RELEASE SERVES: all its replicas are healthy. But not every other service is as it should be:"
+            f"\n{failure}\nmend that, then make deploy again (or make up). Back to the former release:"
+            " check it out, and make deploy.",
+            code=2,
+        )
     voice.say("done: every service is healthy")
     return 0
+
+
+def go_back(release: Release, error: BaseException) -> None:
+    """The old release. Raises `Failure` with the state and the reason when that fails, too."""
+    voice.say("GOING BACK to the release that served before" + (f": {error}" if str(error) else ""))
+    try:
+        release.roll_back()
+    except Failure as failure:
+        raise Failure(
+            f"could not go back in full: {failure}\nOld replicas that were stopped: docker start"
+            f" {' '.join(name[:12] for name in release.stopped) or '(none)'}; then make ps, and make up."
+            f" Why it went back: {error}"
+        ) from failure
 
 
 def get_images(query: Json) -> None:
@@ -201,9 +230,11 @@ def run_one_shot(project: str, name: str) -> None:
     """Run it with the new release, as the container that `compose up` would look for. Raises `Failure` when it fails."""
     voice.say(f"running {name} with the new release")
     compose("up", "-d", "--no-build", name, timeout=3600)
-    (container,) = containers(project, name, every=True)
-    if docker("wait", container["Id"], timeout=3600).strip() != "0":
-        log = run("sh", "-c", f"docker logs --tail 12 {container['Id']} 2>&1", check=False)
+    found = containers(project, name, every=True)
+    if len(found) != 1:
+        raise Failure(f"{name} has {len(found)} containers and should have one: docker compose rm {name}")
+    if docker("wait", found[0]["Id"], timeout=3600).strip() != "0":
+        log = run("sh", "-c", f"docker logs --tail 12 {found[0]['Id']} 2>&1", check=False)
         raise Failure(f"{name} failed, nothing was replaced; its last words:\n{log}")
 
 
@@ -211,9 +242,9 @@ def update(project: str, *groups: list[str]) -> None:
     """Replace those of the other services whose image or settings changed; all must be healthy in the end."""
     before = {container["Id"] for container in containers(project)}
     edges = {edge["Id"] for edge in production_edges(project)}
-    seconds = setting("BI_UP_SECONDS", "300")
+    limit = setting("BI_UP_SECONDS", "300")
     for services in filter(None, groups):
-        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", seconds, *services, timeout=900)
+        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", limit, *services, timeout=900)
     after = containers(project)
     replaced = sorted({str(c["Config"]["Labels"][SERVICE_LABEL]) for c in after if c["Id"] not in before})
     voice.say(f"replaced besides: {', '.join(replaced)}" if replaced else "nothing else had changed")

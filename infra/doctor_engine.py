@@ -145,7 +145,8 @@ def disk(facts: Json, data_bytes: int, prometheus_bytes: int) -> list[Finding]:
     free = status.f_bavail * status.f_frsize
     snapshot = data_bytes * SNAPSHOT_TO_PARQUET
     needed = ROOM_BYTES + snapshot
-    later = needed + snapshot * int(setting("BI_SNAPSHOTS_KEPT", "3")) + prometheus_bytes
+    kept = setting("BI_SNAPSHOTS_KEPT", "3")  # what is no number is told elsewhere (doctor_host.settings)
+    later = needed + snapshot * int(kept if kept.isdecimal() else 3) + prometheus_bytes
     said = f"{size(free)} free under {folder}"
     if free < needed:
         advice = "docker system df shows what docker itself holds, docker image prune frees some; or a larger disk"
@@ -167,7 +168,14 @@ def ports(project: str, services: Json, *, asks_engine: bool) -> list[Finding]:
         if (service.get("deploy") or {}).get("replicas", 1) == 0:
             continue
         for port in service.get("ports") or []:
-            number, protocol = int(port["published"]), str(port.get("protocol", "tcp"))
+            published, protocol = str(port.get("published") or ""), str(port.get("protocol", "tcp"))
+            if not published:  # any that is free
+                continue
+            if not published.isdecimal():
+                advice = "one number, or look by yourself: ss -lnp shows what is taken"
+                taken.append(warn("ports", f"{published}, of {name}, is no single port and was not looked at", advice))
+                continue
+            number = int(published)
             holder = is_taken(str(port.get("host_ip", "")), number, protocol)
             owner = publisher(number, protocol) if holder and asks_engine else ("", "")
             if holder and owner[1] != project:

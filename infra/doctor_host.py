@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from findings import Finding, fail, joined, ok, warn
-from stack_tools import Json
+from stack_tools import Json, assignments
 
 # What scripts of this repository read beside the compose files.
 OF_SCRIPTS = {"BI_UP_SECONDS", "BI_DEPLOY_SECONDS", "BI_PULL_SECONDS", "BI_OFFLINE", "BI_ENV_FILE"}
@@ -51,16 +51,6 @@ def settings(env: Path, example: Path) -> list[Finding]:
         elif value and (wanted := mismatch(name, value, known.get(name, ""))):
             found.append(fail("settings", f"{name}={value}: must be {wanted}", f"correct it in {env.name}"))
     return joined("settings", found, f"{len(seen)} in {env.name}")
-
-
-def assignments(path: Path) -> Iterator[tuple[str, str]]:
-    """NAME and VALUE of each line that has them, commented-out defaults of an example too."""
-    is_example = path.name.endswith(".example")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        found = re.fullmatch(rf"{'#?' if is_example else ''}\s*(?:export\s+)?([A-Z][A-Z0-9_]*)\s*=(.*)", line)
-        if found:
-            value = re.sub(r"\s#.*$", "", found[2]).strip()
-            yield found[1], value[1:-1] if len(value) > 1 and value[0] == value[-1] in "'\"" else value
 
 
 def mismatch(name: str, value: str, default: str) -> str:

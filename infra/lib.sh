@@ -11,8 +11,14 @@ compose() { # compose <arguments>: .env first, then what `make images` found, wh
   docker compose ${files[@]+"${files[@]}"} "$@"
 }
 
+plain() { # a value of .env without quotes, comment and spaces (stack_tools.py reads it the same way)
+  sed -E -e "s/^[[:space:]]*\"([^\"]*)\".*/\1/;t" -e "s/^[[:space:]]*'([^']*)'.*/\1/;t" \
+    -e 's/[[:space:]]#.*//;s/^[[:space:]]+//;s/[[:space:]]+$//'
+}
+
 setting() { # setting <NAME> <default>: as compose would see it
   local value=${!1:-}
-  [ -n "$value" ] || [ ! -f "$env_file" ] || value=$(sed -n "s/^$1=//p" "$env_file" | tail -n 1)
+  [ -n "$value" ] || [ ! -f "$env_file" ] ||
+    value=$(sed -nE "s/^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=//p" "$env_file" | tail -n 1 | plain)
   echo "${value:-$2}"
 }

@@ -3,69 +3,84 @@
 
     python3 infra/restore.py FILE [SERVICE ...]     brings up these services, all when none is named
 
-YES=1 does not ask; ONLY="keys audit" restores these volumes alone.
+YES=1 does not ask; ONLY="keys audit" restores these volumes alone. After one that was killed, and told so: UNDO=1 puts the
+old data back, KEEP=1 keeps the restored ones; without a FILE.
 
 1. All of the file is read and checked before anything else happens.
 2. It says what it replaces and asks, unless nothing runs and nothing is there.
 3. The data are put beside the old ones while the stack runs on. A full disk, say, ends it here: nothing has changed.
 4. The stack is stopped, old and new change places by renaming, the stack is started.
-5. When it is healthy the old data are deleted; when not, they come back and the stack is started with them.
+5. When it is healthy the old data are deleted; when not, or when it is interrupted, they come back and the stack is started
+   with them. Nothing of them is deleted before the stack is healthy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import exchange as exchanging
 from archive import members, verify
+from exchange import Stack, refuse_interrupted
 from stack_tools import (
     ROOT,
     SERVICE_LABEL,
     Failure,
     Json,
     Progress,
-    Voice,
     alone,
-    compose,
     configuration,
     containers,
     docker,
-    run,
-    setting,
+    end_by_exception,
     size,
 )
 from volume_reading import CHUNK
-from volumes import KEPT, Agent, ask, create, volumes_of, weigh
+from volumes import KEPT, Agent, ask, create, existing, volumes_of, weigh
 
-voice = Voice("restore")
+voice = exchanging.voice
 POINTER = "/var/lib/bi/snapshots/current.json"
 
 
 def main(arguments: list[str]) -> int:
     """Restore; 0 when the stack is healthy on the restored data."""
+    end_by_exception()
+    way = next((way for way in ("UNDO", "KEEP") if os.environ.get(way) == "1"), "")
+    if way:
+        project, image, every = stack()
+        with alone(project, "restore"):
+            exchanging.end_interrupted(Stack(project, image, existing(every), arguments, was_there=True), way)
+        return 0
     path, services = find(arguments), arguments[1:]
     progress = Progress(voice, "checking", path.stat().st_size)
     manifest = verify(path, progress.at)
     progress.done(f"{path.name} is whole")
+    project, image, every = stack()
+    with alone(project, "restore"):
+        refuse_interrupted(image, every)
+        volumes = chosen(manifest, every, os.environ.get("ONLY", "").split())
+        was_there = tell(manifest, project, image, volumes)
+        create(project, volumes)
+        place(path, manifest, image, volumes)
+        exchanging.exchange(Stack(project, image, volumes, services, was_there))
+        if "snapshots" in volumes:
+            tell_current(project, manifest)
+    voice.say("done: every service is healthy on the restored data")
+    return 0
+
+
+def stack() -> tuple[str, str, dict[str, str]]:
+    """Name, image and volumes. Raises `Failure` when the image, which reads and writes them, is not here."""
     resolved = configuration()
-    project = str(resolved["name"])
     image = str(resolved["services"]["query"]["image"])
     if not docker("image", "ls", "-q", image).strip():
         raise Failure(
             f"nothing was changed: the image {image} is not here, which is needed to write the data (make images)"
         )
-    with alone(project, "restore"):
-        volumes = chosen(manifest, volumes_of(resolved), os.environ.get("ONLY", "").split())
-        was_there = tell(manifest, project, image, volumes)
-        create(project, volumes)
-        place(path, manifest, image, volumes)
-        exchange(project, image, volumes, services, was_there)
-        if "snapshots" in volumes:
-            tell_current(project, manifest)
-    voice.say("done: every service is healthy on the restored data")
-    return 0
+    return str(resolved["name"]), image, volumes_of(resolved)
 
 
 def find(arguments: list[str]) -> Path:
@@ -148,74 +163,29 @@ def place(path: Path, manifest: Json, image: str, volumes: Mapping[str, str]) ->
             agent.send({"end": True})
             agent.next()
     except Failure as failure:
-        ask(image, volumes, "discard")
+        with contextlib.suppress(Failure):  # the agent has, mostly, and the next restore does
+            ask(image, volumes, "discard")
         raise Failure(f"nothing was changed: {failure}") from failure
     progress.done(f"{size(total)} are beside the old data")
 
 
-def exchange(project: str, image: str, volumes: Mapping[str, str], services: list[str], was_there: bool) -> None:
-    """Stop, change places, start; and back when that does not turn healthy."""
-    voice.say("stopping the stack")
-    compose("down", "--remove-orphans", timeout=300)
-    try:
-        ask(image, volumes, "exchange")
-    except Failure as failure:
-        start(project, services, seconds=300)
-        ask(image, volumes, "discard")
-        raise Failure(f"nothing was changed: {failure}") from failure
-    voice.say("starting the stack on the restored data")
-    try:
-        start(project, services, float(setting("BI_UP_SECONDS", "300")))
-    except Failure as failure:
-        if not was_there:
-            raise Failure(
-                f"the data are restored, but the stack is not healthy; make up says why\n{failure}"
-            ) from failure
-        voice.say("GOING BACK to the data of before: the stack was not healthy with the restored")
-        compose("down", "--remove-orphans", timeout=300)
-        ask(image, volumes, "undo")
-        start(project, services, seconds=300)
-        ask(image, volumes, "discard")
-        raise Failure(f"not restored, the stack runs on the data of before. The reason:\n{failure}") from failure
-    ask(image, volumes, "discard")
-
-
 def tell_current(project: str, manifest: Json) -> None:
     """Say so when other data than the backup's are served: those of the data folder, which the start has published."""
-    wanted = manifest["taken"]["snapshots"]["current"]
+    wanted = manifest["taken"].get("snapshots", {}).get("current")
     for replica in containers(project, "query")[:1]:
         read = f"import json; print(json.load(open('{POINTER}'))['snapshot_id'])"
-        current = docker("exec", replica["Id"], "python", "-ISc", read).strip()
-        if current != wanted:
+        current = docker("exec", replica["Id"], "python", "-ISc", read, check=False).strip()
+        if not current:
+            voice.say("which snapshot is served could not be asked: make snapshots")
+        elif not wanted:
+            voice.say(f"served is snapshot {current}; the backup was made before there was a current one")
+        elif current != wanted:
             voice.say(
                 f"served is snapshot {current}, newly published: the data folder holds other data than at the backup."
                 f" To the backup's: make rollback ID={wanted}"
             )
         else:
             voice.say(f"served is snapshot {current}, as at the backup")
-
-
-def start(project: str, services: list[str], seconds: float) -> None:
-    """Up and healthy within `seconds`, data published before. Raises `Failure` with the words of what is not."""
-    try:
-        compose(
-            "up", "-d", "--no-build", "--wait", "--wait-timeout", f"{seconds:.0f}", *services, timeout=seconds + 3600
-        )
-    except Failure as failure:
-        raise Failure("\n".join([str(failure).splitlines()[-1], *last_words(project)])) from failure
-
-
-def last_words(project: str) -> list[str]:
-    """The last log lines of each service that should be healthy and is not, or ended with an error."""
-    lines = []
-    for container in containers(project, every=True):
-        state = container["State"]
-        if state["ExitCode"] == 0 and state.get("Health", {}).get("Status") in (None, "healthy"):
-            continue
-        log = run("sh", "-c", f"docker logs --tail 5 {container['Id']} 2>&1", check=False)
-        service = container["Config"]["Labels"][SERVICE_LABEL]
-        lines += [f"  {service} | {line[:300]}" for line in log.splitlines()]
-    return lines
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -32,19 +34,23 @@ class Failure(Exception):
 
 
 class Voice:
-    """Lines with the program's name in front."""
+    """Lines with the program's name in front. Nobody may be there to read them: a closed terminal is no reason to end, least
+    of all on the way back from something.
+    """
 
     def __init__(self, program: str) -> None:
         self._program = program
 
     def say(self, text: str) -> None:
         """To whoever watches."""
-        print(f"{self._program}: {text}", flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{self._program}: {text}", flush=True)
 
-    def fail(self, text: str) -> NoReturn:
-        """Last words, and exit code 1."""
-        print(f"{self._program}: {text}", file=sys.stderr, flush=True)
-        raise SystemExit(1)
+    def fail(self, text: str, code: int = 1) -> NoReturn:
+        """Last words, and the exit code."""
+        with contextlib.suppress(OSError):
+            print(f"{self._program}: {text}", file=sys.stderr, flush=True)
+        raise SystemExit(code)
 
 
 class Progress:
@@ -61,20 +67,29 @@ class Progress:
         if self._live and now - self._shown > 0.2 and self._total:
             self._shown = now
             share = min(100, 100 * amount // self._total)
-            print(f"\r  {self._what}: {share:3} % after {now - self._started:.0f} s ", end="", flush=True)
+            with contextlib.suppress(OSError):
+                print(f"\r  {self._what}: {share:3} % after {now - self._started:.0f} s ", end="", flush=True)
 
     def done(self, text: str) -> None:
         """The line that stays."""
         if self._live:
-            print("\r\033[K", end="")
+            with contextlib.suppress(OSError):
+                print("\r\033[K", end="")
         self._voice.say(f"{text} ({time.monotonic() - self._started:.1f} s)")
 
 
 @contextlib.contextmanager
 def alone(project: str, what: str) -> Iterator[None]:
     """One deploy, backup or restore of a stack at a time. Raises `Failure` while there is another."""
-    STATE.mkdir(exist_ok=True)
-    with (STATE / f"deploy-{project}.lock").open("a+") as lock:
+    path = STATE / f"deploy-{project}.lock"
+    try:
+        STATE.mkdir(exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be written ({error.strerror}): another user's? chown it, or run this as that user"
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -84,6 +99,13 @@ def alone(project: str, what: str) -> Iterator[None]:
         lock.write(what)
         lock.flush()
         yield
+
+
+def end_by_exception() -> None:
+    """SIGTERM and a closed terminal end the program as Ctrl-C does: by an exception, so that what must be undone is."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def size(amount: float) -> str:
@@ -147,6 +169,23 @@ def setting(name: str, default: str = "") -> str:
     """A setting as compose would see it: the environment, else the user's file, else the default."""
     value = os.environ.get(name, "")
     if not value and env_file().is_file():
-        lines = [line.partition("=") for line in env_file().read_text(encoding="utf-8").splitlines()]
-        value = next((text.strip() for key, _, text in reversed(lines) if key.strip() == name), "")
+        value = dict(assignments(env_file())).get(name, "")
     return value or default
+
+
+def seconds(name: str, default: str) -> float:
+    """A setting that is a time. Raises `Failure` when it is none."""
+    try:
+        return float(setting(name, default))
+    except ValueError:
+        raise Failure(f"{name}={setting(name)}: must be a number of seconds; correct it in {env_file().name}") from None
+
+
+def assignments(path: Path) -> Iterator[tuple[str, str]]:
+    """NAME and VALUE of each line that has them, commented-out defaults of an example too."""
+    is_example = path.name.endswith(".example")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        found = re.fullmatch(rf"{'#?' if is_example else ''}\s*(?:export\s+)?([A-Z][A-Z0-9_]*)\s*=(.*)", line)
+        if found:
+            quoted = re.match(r"""\s*(["'])(.*?)\1""", found[2])
+            yield found[1], quoted[2] if quoted else re.sub(r"\s#.*$", "", found[2]).strip()

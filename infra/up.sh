@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 . infra/lib.sh
 
 infra/engine.sh --check >/dev/null || { infra/engine.sh --check || true; echo "up: make engine sees to that" >&2; exit 1; }
+python=${PYTHON:-python3}
 # What cannot work is said before anything is built or started; what may hurt later is said, too. About a second.
-if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-  python3 infra/doctor.py --quiet || { echo "up: nothing was started; mend what failed (docker compose up -d starts it all the same)" >&2; exit 1; }
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  "$python" infra/doctor.py --quiet || { echo "up: nothing was started; mend what failed (docker compose up -d starts it all the same)" >&2; exit 1; }
 fi
 if [ -f .stack/images.env ]; then infra/images.sh --own; else infra/images.sh; fi
 

@@ -5,6 +5,7 @@ Also the frames that both sides speak: a line of JSON, and behind one that descr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,7 +19,12 @@ from typing import IO, Any
 ROOT = Path("/volumes")
 CHUNK = 1 << 20
 INCOMING, OUTGOING = ".bi-restore", ".bi-replaced"
-OURS = {INCOMING, OUTGOING}
+# In a volume while what it held is in OUTGOING: what that was, so that it can be put back from any moment on. Renamed to
+# COMMITTED, the way back is closed.
+JOURNAL, COMMITTED, DRAFT = ".bi-journal", ".bi-committed", ".bi-journal-draft"
+OURS = {INCOMING, OUTGOING, JOURNAL, COMMITTED, DRAFT}
+# What opening a link or a socket ends with. Every other error is one, and a backup without the file would be no backup.
+NO_FILE = {errno.ELOOP, errno.ENXIO}
 SNAPSHOT = re.compile(r"[0-9a-f]{16}\.duckdb")
 # A block of Prometheus: written once, under another name until it is complete, then only read or deleted.
 BLOCK = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}/")
@@ -82,7 +88,9 @@ class Taken:
             descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
-        except OSError:  # a link, a socket
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
             self.left_out.append(path)
             return None
         status = os.fstat(descriptor)
@@ -217,4 +225,24 @@ def weigh() -> Frame:
                 sizes.append(status.st_size)
         weights[root.name] = {"files": len(sizes), "bytes": sum(sizes)}
     disk = os.statvfs(next(ROOT.iterdir()))
-    return {"volumes": weights, "free_bytes": disk.f_bavail * disk.f_frsize}
+    return {"volumes": weights, "free_bytes": disk.f_bavail * disk.f_frsize, "state": state()}
+
+
+def state() -> Frame:
+    """What a restore that did not come to its end has left: volumes by what lies in them.
+
+    `replaced`: there is a way back. `committed`: the old data were being deleted. `unknown`: replaced by who knows whom.
+    `incoming`: filled, not exchanged, or only in part.
+    """
+    found: dict[str, list[str]] = {"replaced": [], "committed": [], "unknown": [], "incoming": []}
+    for root in sorted(ROOT.iterdir()):
+        is_committed, is_journalled = ((root / name).exists() for name in (COMMITTED, JOURNAL))
+        if is_committed:
+            found["committed"].append(root.name)
+        elif is_journalled:
+            found["replaced"].append(root.name)
+        elif (root / OUTGOING).exists():
+            found["unknown"].append(root.name)
+        if (root / INCOMING).exists():
+            found["incoming"].append(root.name)
+    return found

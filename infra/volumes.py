@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Self
@@ -34,8 +35,10 @@ LEFT_OUT = {
 }
 # Whose owner is held still (docker pause) while its files are copied: they change in place.
 HELD = {"grafana": "grafana", "prometheus": "prometheus"}
+END_SECONDS = 60.0
 CAPABILITIES = {
     "weigh": ["DAC_READ_SEARCH"],
+    "state": ["DAC_READ_SEARCH"],
     "read": ["DAC_READ_SEARCH"],
     "fill": ["CHOWN", "DAC_OVERRIDE", "FOWNER"],
 }
@@ -64,14 +67,17 @@ class Agent:
     """The container beside the volumes, for the length of a `with` block. Raises `Failure` with its words."""
 
     def __init__(self, image: str, volumes: Mapping[str, str], mode: str) -> None:
-        reading = mode in ("weigh", "read")
+        reading = mode in ("weigh", "read", "state")
         mounts = [f"type=volume,source={source},target=/volumes/{name}" for name, source in volumes.items()]
         mounts = [f"{mount},readonly" if reading else mount for mount in mounts]
         mounts.append(f"type=bind,source={PROGRAMS},target=/opt/infra,readonly")
         capabilities = CAPABILITIES.get(mode, CAPABILITIES["fill"])
+        self._name = f"bi-volumes-{secrets.token_hex(6)}"
         # Logging `none`: else the engine would write every byte of the volumes into its log, too.
         flags = [
             "--rm",
+            "--name",
+            self._name,
             "-i",
             "--network",
             "none",
@@ -103,8 +109,18 @@ class Agent:
         for stream in (self.commands, self.answers):
             with contextlib.suppress(OSError):
                 stream.close()
-        self._process.wait(60)
+        self._end()
         self._errors.close()
+
+    def _end(self) -> None:
+        """Not before the container is gone: its client may end, or be killed, before it, and it would work on."""
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code != 0:
+            docker("rm", "-f", self._name, check=False)
 
     def send(self, frame: Json) -> None:
         """One frame to the agent."""
@@ -139,7 +155,7 @@ class Agent:
                     return str(json.loads(line)["error"])
         with contextlib.suppress(OSError):
             self.commands.close()
-        self._process.wait(60)
+        self._end()
         return (
             self._errors.read().decode(errors="replace").strip()[-1500:]
             or "the container beside the volumes ended early"
@@ -153,9 +169,11 @@ def ask(image: str, volumes: Mapping[str, str], mode: str) -> Json:
 
 
 def weigh(image: str, volumes: Mapping[str, str]) -> dict[str, Any]:
-    """`volumes`: files and bytes of each that is there; `free_bytes` of their disk. None there: an empty answer."""
+    """`volumes`: files and bytes of each that is there; `free_bytes` of their disk; `state` as `volume_reading.state`.
+    None there: an empty answer.
+    """
     there = existing(volumes)
-    return ask(image, there, "weigh") if there else {"volumes": {}, "free_bytes": None}
+    return ask(image, there, "weigh") if there else {"volumes": {}, "free_bytes": None, "state": {}}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -31,6 +32,13 @@ FILES = {
     "snapshots/0123456789abcdef.duckdb": random.Random(1).randbytes(70000),
 }
 POINTER = {"snapshot_id": "0123456789abcdef"}
+ABOUT: dict[str, object] = {
+    "project": "p",
+    "made_at": "2026-11-25T00:00:00Z",
+    "release": "1",
+    "images": {"query": {"image": "bi-query:1", "id": "sha256:0"}},
+    "taken": {"snapshots": {"at": 1.0, "left_out": [], "current": None}},
+}
 
 
 def frame(path: str, size: int | None) -> dict[str, object]:
@@ -44,7 +52,7 @@ def write(path: Path, files: dict[str, bytes] = FILES) -> Path:
         for name, content in files.items():
             volume, _, inside = name.partition("/")
             writer.add(volume, frame(inside, len(content)), io.BytesIO(content))
-        writer.finish({"project": "p"})
+        writer.finish(ABOUT)
     return path
 
 
@@ -62,6 +70,32 @@ def test_an_archive_that_could_not_be_finished_leaves_nothing(tmp_path: Path) ->
     with pytest.raises(OSError, match="unexpected end"), Writer(tmp_path / "a.tar.gz") as writer:
         writer.add("keys", frame("keys.json", 100), io.BytesIO(b"short"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_has_its_name_only_when_it_was_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+
+    def damage(draft: Path) -> None:
+        assert not path.exists()
+        assert draft.stat().st_mode & 0o777 == 0o600
+        content = draft.read_bytes()
+        draft.write_bytes(content[: len(content) // 2])
+        verify(draft)
+
+    with pytest.raises(Failure, match="is damaged"), Writer(path) as writer:
+        writer.add("keys", frame("keys.json", 3), io.BytesIO(b"abc"))
+        writer.finish(ABOUT, damage)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"made_at": None}, {"images": {"query": "x"}}, {"taken": {"keys": 1}}, {"taken": []}]
+)
+def test_a_manifest_that_does_not_say_what_a_restore_tells_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    with pytest.raises(Failure, match="its manifest does not say"), Writer(tmp_path / "a.tar.gz") as writer:
+        writer.finish({**ABOUT, **change})
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +323,164 @@ def test_links_are_left_out_and_named(volumes: Path) -> None:
     assert [entry.path for entry in taken.entries] == ["."]
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_file_that_cannot_be_opened_ends_the_backup(
+    volumes: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (volumes / "grafana").mkdir()
+    (volumes / "grafana/grafana.db").write_text("x")
+
+    def refuse(path: Path, *_: object) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match=r"grafana\.db"):
+        volume_reading.take("grafana")
+
+
+def test_a_volume_of_more_files_than_are_open_at_first_is_read_whole(volumes: Path) -> None:
+    (volumes / "grafana").mkdir()
+    for number in range(300):
+        (volumes / f"grafana/{number}").write_text("x")
+    done = agent("read", volumes, "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000))", {"copy": "grafana"})
+    assert done.returncode == 0, done.stdout
+    frames = [json.loads(line.removeprefix(b"x")) for line in done.stdout.splitlines()]
+    assert len([one for one in frames if one.get("bytes") == 1]) == 300
+    assert frames[-1]["left_out"] == []
+
+
+def agent(mode: str, volumes: Path, first: str, *frames: dict[str, object]) -> subprocess.CompletedProcess[bytes]:
+    """The agent as a process of its own, on these volumes; `first` is what it does before anything else."""
+    program = f"""
+import os, pathlib, resource, shutil, sys
+sys.path.insert(0, {str(ROOT / "infra")!r})
+import volume_agent, volume_reading
+volume_reading.ROOT = pathlib.Path({str(volumes)!r})
+{first}
+sys.exit(volume_agent.main({mode!r}))
+"""
+    given = b"".join(json.dumps(one).encode() + b"\n" for one in frames)
+    return subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, check=False)
+
+
+# Ends the process, as a kill does, before its step number N: nothing of Python's runs any more.
+DIES = """
+left = [{step}]
+def dying(plain):
+    def step(*arguments, **named):
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(137)
+        return plain(*arguments, **named)
+    return step
+for name in ("rename", "mkdir", "rmdir", "unlink", "chmod"):
+    setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
+shutil.rmtree = dying(shutil.rmtree)
+os.sync = lambda: None
+"""
+STEPS = 60
+
+
+def killed(mode: str, volumes: Path, step: int) -> bool:
+    """Run a mode of the agent and kill it before a step; whether it lived to be killed."""
+    done = agent(mode, volumes, DIES.format(step=step))
+    assert done.returncode in (0, 137), done.stdout + done.stderr
+    return done.returncode == 137
+
+
+def modes(volumes: Path) -> dict[str, object]:
+    """Everything in the volumes but what is ours: content, mode."""
+    return {
+        str(path.relative_to(volumes)): (path.stat().st_mode, path.read_text() if path.is_file() else None)
+        for path in sorted(volumes.rglob("*"))
+        if not volume_reading.OURS & set(path.relative_to(volumes).parts)
+    }
+
+
+def two_volumes(volumes: Path, name: str) -> Path:
+    """Two volumes with old data, and new data filled in beside them; some names are in both."""
+    root = volumes / name
+    for volume in ("audit", "snapshots"):
+        (root / volume / "folder").mkdir(parents=True)
+        (root / volume).chmod(0o750)
+        (root / volume / "same").write_text("old")
+        (root / volume / "folder/inside").write_text("old")
+        (root / volume / "gone").write_text("old")
+    frames: list[dict[str, object] | bytes] = []
+    for volume in ("audit", "snapshots"):
+        frames += [here(volume, ".", None), here(volume, "same", 3), b"new", here(volume, "added", 3), b"new"]
+    plain, volume_reading.ROOT = volume_reading.ROOT, root
+    try:
+        volume_agent.fill_all(filled([*frames, {"end": True}]))
+    finally:
+        volume_reading.ROOT = plain
+    return root
+
+
+def state(root: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads(agent("state", root, "").stdout)
+    return found
+
+
+def test_an_exchange_that_is_killed_at_any_moment_is_undone_whole(volumes: Path) -> None:
+    mixed = 0
+    for step in range(STEPS):
+        root = two_volumes(volumes, f"exchange{step}")
+        before = modes(root)
+        if not killed("exchange", root, step):
+            break
+        now = modes(root)
+        mixed += "audit/added" in now and now.get("snapshots/gone") == before["snapshots/gone"]
+        undone = agent("undo", root, "")
+        assert undone.returncode == 0, (step, undone.stdout)
+        assert modes(root) == before, step
+        assert state(root)["replaced"] == state(root)["unknown"] == [], step
+    assert step > 15 and mixed, "it was never killed between two volumes"
+
+
+def test_an_undo_that_is_killed_at_any_moment_is_done_again(volumes: Path) -> None:
+    for step in range(STEPS):
+        root = two_volumes(volumes, f"undo{step}")
+        before = modes(root)
+        assert agent("exchange", root, "").returncode == 0
+        (root / "audit/made-since").write_text("by a service that ran on the new data")
+        was_killed = killed("undo", root, step)
+        assert agent("undo", root, "").returncode == 0
+        assert modes(root) == before, step
+        if not was_killed:
+            break
+    assert step > 15
+
+
+def test_old_data_that_are_being_deleted_never_come_back_in_part(volumes: Path) -> None:
+    for step in range(STEPS):
+        root = two_volumes(volumes, f"commit{step}")
+        assert agent("exchange", root, "").returncode == 0
+        restored = modes(root)
+        was_killed = killed("commit", root, step)
+        if was_killed and step:
+            assert state(root)["committed"], step
+        assert agent("commit", root, "").returncode == 0
+        assert modes(root) == restored
+        assert not any(state(root).values())
+        if not was_killed:
+            break
+    assert step > 4
+
+
+@pytest.mark.parametrize("left", [volume_reading.JOURNAL, volume_reading.COMMITTED, volume_reading.OUTGOING])
+def test_nothing_is_exchanged_where_the_old_data_of_another_restore_lie(volumes: Path, left: str) -> None:
+    root = two_volumes(volumes, "left")
+    (root / "audit" / left).mkdir()
+    (root / "audit" / left / "only-copy").write_text("old")
+    before = modes(root)
+    done = agent("exchange", root, "")
+    assert done.returncode == 1 and b"has not come to its end" in done.stdout
+    assert agent("discard", root, "").returncode == 0
+    assert modes(root) == before
+    assert (root / "audit" / left / "only-copy").read_text() == "old"
+
+
 def filled(frames: list[dict[str, object] | bytes]) -> io.BytesIO:
     return io.BytesIO(b"".join(one if isinstance(one, bytes) else json.dumps(one).encode() + b"\n" for one in frames))
 
@@ -316,22 +508,24 @@ def test_old_and_new_change_places_and_back(volumes: Path) -> None:
     (volumes / "snapshots/s").write_text("old")
     frames: list[dict[str, object] | bytes] = [here(volume, ".", None) for volume in ("audit", "snapshots")]
     volume_agent.fill_all(filled([*frames, here("audit", "b", 3), b"new", {"end": True}]))
-    volume_agent.exchange(volume_reading.INCOMING, volume_reading.OUTGOING)
+    volume_agent.exchange()
     assert {name for name in tree(volumes) if ".bi-" not in name} == {"audit/b"}
     assert (volumes / "audit").stat().st_mode & 0o777 == 0o640
-    volume_agent.exchange(volume_reading.OUTGOING, volume_reading.INCOMING)
-    volume_agent.discard(volume_reading.INCOMING)
+    volume_agent.undo()
+    volume_agent.discard()
     assert tree(volumes) == {"audit/a": "old", "snapshots/s": "old"}
 
 
 def test_an_exchange_that_fails_half_way_leaves_everything_where_it_was(volumes: Path) -> None:
     (volumes / "audit/a").write_text("old")
     (volumes / "snapshots/s").write_text("old")
+    (volumes / "audit").chmod(0o750)
     volume_agent.fill_all(filled([here("audit", ".", None), here("audit", "b", 3), b"new", {"end": True}]))
     with pytest.raises(FileNotFoundError):  # nothing was filled into the second
-        volume_agent.exchange(volume_reading.INCOMING, volume_reading.OUTGOING)
-    volume_agent.discard(volume_reading.INCOMING)
+        volume_agent.exchange()
+    volume_agent.discard()
     assert tree(volumes) == {"audit/a": "old", "snapshots/s": "old"}
+    assert (volumes / "audit").stat().st_mode & 0o777 == 0o750
 
 
 def test_the_agent_says_what_failed_and_ends_with_one(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_every_setting_stands_in_the_settings_page_and_in_the_example() -> None:
 def test_every_setting_that_only_the_commands_read_stands_in_the_operations_page() -> None:
     """What scripts read and compose does not: nothing else would tell of it."""
     sources = [*(ROOT / "infra").glob("*.sh"), *(ROOT / "infra").glob("*.py"), *(ROOT / "infra/supply").glob("*.py")]
-    read = re.compile(r"""\$\{(BI_[A-Z_]+)|setting[ (]"?(BI_[A-Z_]+)|environ\.get\("(BI_[A-Z_]+)""")
+    read = re.compile(r"""\$\{(BI_[A-Z_]+)|(?:setting|seconds)[ (]"?(BI_[A-Z_]+)|environ\.get\("(BI_[A-Z_]+)""")
     named = {
         name for path in sources for names in read.findall(path.read_text(encoding="utf-8")) for name in names if name
     }

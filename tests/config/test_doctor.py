@@ -260,6 +260,16 @@ def test_a_port_that_this_stack_has_itself_is_well_and_another_containers_is_nam
         assert "is taken by container shop-web-1" in only(machine, "ports")
 
 
+@pytest.mark.parametrize(("published", "said"), [("8000-8010", "8000-8010, of edge, is no single port"), ("", "")])
+def test_a_range_of_ports_warns_and_any_free_port_is_well(machine: Machine, published: str, said: str) -> None:
+    machine.config["services"]["edge"]["ports"][0]["published"] = published
+    assert machine.findings("FAIL") == {}
+    if said:
+        assert said in only(machine, "ports", "warn")
+    else:
+        assert machine.findings("warn") == {}
+
+
 def test_ports_of_services_that_are_left_out_do_not_matter(machine: Machine) -> None:
     with listening() as port:
         ports = [{"target": 3000, "published": str(port), "host_ip": "127.0.0.1", "protocol": "tcp"}]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -248,6 +251,89 @@ def test_a_restore_that_never_turns_healthy_goes_back_to_what_was_there(
     assert files(saved, *before.files) == there
 
 
+# What `docker` is to a restore in which something is killed: TRIGGER is in the command line, once, and then ACTION happens.
+DOCKER = """#!{python}
+import os, signal, sys
+line = sys.argv[1:]
+if {trigger!r} in " ".join(line) and not os.path.exists({once!r}):
+    open({once!r}, "w").close()
+    {action}
+os.execv({docker!r}, [{docker!r}, *line])
+"""
+# The agent, killed when it has moved everything in its second volume and nothing in the third.
+AGENT_DIES = """
+import os, sys
+sys.path.insert(0, "/opt/infra")
+import volume_agent
+plain, calls = volume_agent.wear, []
+def wear(*arguments):
+    calls.append(arguments)
+    if len(calls) == 2: os._exit(137)
+    plain(*arguments)
+volume_agent.wear = wear
+volume_agent.main("exchange")
+"""
+KILL_AGENT = f"line[-3:] = ['-Ec', {AGENT_DIES!r}]"
+KILL_RESTORE = "os.kill(os.getppid(), signal.SIGKILL); sys.exit(1)"
+END_RESTORE = "os.kill(os.getppid(), signal.SIG{}); import time; time.sleep(30)"
+
+
+def with_docker(folder: Path, trigger: str, action: str) -> dict[str, str]:
+    """An environment in which that happens."""
+    real = shutil.which("docker")
+    folder.mkdir()
+    shim = folder / "docker"
+    shim.write_text(
+        DOCKER.format(python=sys.executable, trigger=trigger, once=str(folder / "once"), action=action, docker=real)
+    )
+    shim.chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "YES": "1"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "action"),
+    [
+        ("volume_agent.py exchange", KILL_AGENT),
+        (" up -d ", END_RESTORE.format("TERM")),
+        (" up -d ", END_RESTORE.format("HUP")),
+    ],
+    ids=["the agent is killed between two volumes", "SIGTERM", "SIGHUP"],
+)
+def test_a_restore_that_is_interrupted_goes_back_to_what_was_there(
+    saved: ProductionStack, before: Before, late: str, tmp_path: Path, trigger: str, action: str
+) -> None:
+    there = files(saved, *before.files)
+    environment = with_docker(tmp_path / "bin", trigger, action)
+    done = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, **environment)
+    assert (tmp_path / "bin/once").exists()
+    assert done.returncode == 1
+    assert "the stack runs on the data of before" in done.stderr, done.stdout + done.stderr
+    assert files(saved, *before.files) == there
+    assert accepted(saved, late) == 200
+    assert answers(saved) == before.answers
+
+
+def test_after_a_restore_that_was_killed_nothing_is_deleted_and_one_command_leads_back(
+    saved: ProductionStack, before: Before, late: str, tmp_path: Path
+) -> None:
+    there = files(saved, *before.files)
+    environment = with_docker(tmp_path / "bin", " up -d ", KILL_RESTORE)
+    killed = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, **environment)
+    assert killed.returncode == -9
+    again = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, YES="1")
+    assert again.returncode == 1
+    assert "make restore UNDO=1" in again.stderr and "KEEP=1" in again.stderr
+    saving = saved.program("python3", "infra/backup.py", str(tmp_path / "backups"))
+    assert saving.returncode == 1 and "a restore has not come to its end" in saving.stderr
+    assert list((tmp_path / "backups").iterdir()) == []
+    undone = saved.program("python3", "infra/restore.py", *SERVICES, UNDO="1")
+    assert undone.returncode == 0, undone.stdout + undone.stderr
+    assert files(saved, *before.files) == there
+    assert accepted(saved, late) == 200
+    nothing = saved.program("python3", "infra/restore.py", *SERVICES, UNDO="1")
+    assert nothing.returncode == 1 and "no restore was interrupted" in nothing.stderr
+
+
 def test_one_volume_alone_goes_back_to_the_backup_and_the_others_stay(
     saved: ProductionStack, before: Before, late: str
 ) -> None:
@@ -259,6 +345,35 @@ def test_one_volume_alone_goes_back_to_the_backup_and_the_others_stay(
     assert [accepted(saved, key) for key in (late, before.good_key)] == [401, 200]
     assert files(saved, "edge", "grafana", "secrets") == there
     assert files(saved, "keys") == {"keys": before.files["keys"]}
+
+
+def test_after_a_restore_that_was_killed_the_restored_data_can_be_kept(
+    saved: ProductionStack, before: Before, tmp_path: Path
+) -> None:
+    environment = with_docker(tmp_path / "bin", " up -d ", KILL_RESTORE)
+    killed = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, **environment)
+    assert killed.returncode == -9
+    kept = saved.program("python3", "infra/restore.py", KEEP="1")
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert files(saved, *before.files) == before.files
+    done = saved.program("python3", "infra/restore.py", str(before.archive), *SERVICES, YES="1", ONLY="keys")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert answers(saved) == before.answers
+
+
+def test_a_backup_whose_terminal_is_closed_lets_prometheus_go_on_and_leaves_no_file(
+    saved: ProductionStack, before: Before, tmp_path: Path
+) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    (folder / f".{saved.project}-20260101T000000Z.tar.gz.part").write_text("secrets of a backup that was killed")
+    pause = f"import subprocess, time; subprocess.run([{shutil.which('docker')!r}, *line]);"
+    environment = with_docker(tmp_path / "bin", "pause ", f"{pause} {END_RESTORE.format('HUP')}")
+    done = saved.program("python3", "infra/backup.py", str(folder), **environment)
+    assert (tmp_path / "bin/once").exists()
+    assert done.returncode == 129, done.stdout + done.stderr
+    assert [container["State"]["Status"] for container in saved.inspect("prometheus")] == ["running"]
+    assert list(folder.iterdir()) == []
 
 
 def test_a_stack_that_is_stopped_is_backed_up_whole_too(saved: ProductionStack, data: Small, before: Before) -> None:

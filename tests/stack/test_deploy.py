@@ -18,6 +18,7 @@ USERS = 6
 DEPLOY = ("python3", "infra/deploy.py", "--no-build")
 # Serves nothing, says nothing, and does not end: what a release is like that waits for something that never comes.
 HANGS = r"""printf '#!/bin/sh\n[ "$1" = publish ] && exit 0\nexec sleep 600\n' > /opt/bi/bin/bi-query"""
+FAILS_TO_PUBLISH = r"""printf '#!/bin/sh\necho cannot publish; exit 4\n' > /opt/bi/bin/bi-query"""
 ENDS = HANGS.replace("exec sleep 600", "echo no such setting; exit 3")
 
 
@@ -93,6 +94,23 @@ def test_a_release_that_never_turns_healthy_leaves_the_old_one_serving(
         assert done.returncode == 1
         assert reason in done.stdout and "the old release serves on" in done.stderr
         assert users.failures == [] and set(users.statuses) == {200}
+        assert {c["Id"] for c in production.inspect("query")} == {c["Id"] for c in serving}
+        assert docker("image", "inspect", "--format", "{{.Id}}", name).strip() == old
+    finally:
+        docker("tag", old, name)
+
+
+def test_a_release_whose_publish_fails_replaces_nothing_and_leaves_the_name_to_the_old_one(
+    production: ProductionStack, release: str, tmp_path: Path
+) -> None:
+    serving = production.inspect("query", running=True)
+    name = serving[0]["Config"]["Image"]
+    (old,) = set(images(production))
+    build(name, tmp_path, base=name, step=FAILS_TO_PUBLISH)
+    try:
+        done = production.program(*DEPLOY, BI_QUERY_IMAGE=name)
+        assert done.returncode == 1
+        assert "cannot publish" in done.stdout and "the old release serves on" in done.stderr, done.stdout + done.stderr
         assert {c["Id"] for c in production.inspect("query")} == {c["Id"] for c in serving}
         assert docker("image", "inspect", "--format", "{{.Id}}", name).strip() == old
     finally:

@@ -1,0 +1,213 @@
+"""What the programs of `infra` share: settings as compose reads them, the lock, Python's version; a deploy's way back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import deploy
+import exchange
+import pytest
+import restore
+import stack_tools
+import volumes
+from stack_tools import Failure
+
+ROOT = Path(__file__).parents[2]
+LINES = {
+    "BI_TLS=acme      # or files": "acme",
+    "BI_TLS='acme'": "acme",
+    'BI_TLS="acme" # or files': "acme",
+    'BI_TLS="a # b"': "a # b",
+    "export BI_TLS=files": "files",
+    "BI_TLS=a#b": "a#b",
+    "BI_TLS= # none": "default",
+    "BI_TLS=": "default",
+    "BI_TLS=acme\nBI_TLS=files  ": "files",
+    "#BI_TLS=acme": "default",
+    "MY_BI_TLS=acme": "default",
+}
+
+
+@pytest.mark.parametrize(("line", "value"), LINES.items())
+def test_programs_and_scripts_read_a_setting_as_compose_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, value: str
+) -> None:
+    (tmp_path / ".env").write_text(f"{line}\n")
+    monkeypatch.setenv("BI_ENV_FILE", str(tmp_path / ".env"))
+    monkeypatch.delenv("BI_TLS", raising=False)
+    assert stack_tools.setting("BI_TLS", "default") == value
+    script = "set -euo pipefail; . infra/lib.sh; setting BI_TLS default"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{value}\n"
+
+
+def test_a_time_that_is_no_number_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BI_DEPLOY_SECONDS", "slow")
+    with pytest.raises(Failure, match="BI_DEPLOY_SECONDS=slow: must be a number of seconds"):
+        stack_tools.seconds("BI_DEPLOY_SECONDS", "120")
+
+
+def test_a_lock_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack_tools, "STATE", tmp_path / "state")
+    (tmp_path / "state/deploy-p.lock").mkdir(parents=True)  # what root may not open either
+    with pytest.raises(Failure, match="cannot be written"), stack_tools.alone("p", "backup"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (("backup", "FOLDER=/mnt/my backups"), ["infra/backup.py '/mnt/my backups'"]),
+        (("restore", "FILE=a b.tar.gz"), ["infra/restore.py 'a b.tar.gz'"]),
+        (("rollback", "ID=a b"), ["rollback 'a b'"]),
+        (("rollback",), ["rollback"]),
+    ],
+)
+def test_a_value_with_a_blank_stays_one_word(target: tuple[str, ...], words: list[str]) -> None:
+    done = subprocess.run(["make", "-n", *target], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1].strip().endswith(words[0])
+
+
+@pytest.mark.parametrize("target", ["backup", "restore", "deploy", "doctor"])
+def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: str) -> None:
+    old = tmp_path / "python3.10"
+    old.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 1\necho it ran\n')
+    old.chmod(0o755)
+    done = subprocess.run(["make", target, f"PYTHON={old}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Python 3.11 or newer is needed" in done.stderr and "it ran" not in done.stdout
+
+
+def engine_of(folder: Path, *lines: str) -> dict[str, str]:
+    """A `docker` that answers so, and notes what it was asked."""
+    docker = folder / "docker"
+    docker.write_text("\n".join(["#!/bin/sh", f'echo "$*" >> {folder}/asked', 'case "$*" in', *lines, "esac", ""]))
+    docker.chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_what_a_creation_that_failed_half_way_has_made_is_known_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    environment = engine_of(
+        tmp_path,
+        f"'compose '*'create '*) touch {made}; echo no address is left >&2; exit 1;;",
+        f"'ps '*) echo old; [ ! -e {made} ] || echo new;;",
+        '\'inspect old\') echo \'[{"Id": "old", "Created": "1"}]\';;',
+        '\'inspect \'*) echo \'[{"Id": "old", "Created": "1"}, {"Id": "new", "Created": "2", "State": {}}]\';;',
+    )
+    monkeypatch.setenv("PATH", environment["PATH"])
+    old: stack_tools.Json = {"Id": "old", "Image": "sha256:old", "Config": {"Image": "bi:1"}}
+    release = deploy.Release("p", "bi:1", [old])
+    with pytest.raises(Failure, match="no address is left"):
+        release.create(2)
+    assert release.new == ["new"]
+    release.roll_back()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert "rm -f new" in asked and "tag sha256:old bi:1" in asked
+
+
+def test_a_one_shot_without_a_container_is_a_failure_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", engine_of(tmp_path, "*) true;;")["PATH"])
+    with pytest.raises(Failure, match="publish has 0 containers"):
+        deploy.run_one_shot("p", "publish")
+
+
+def test_a_service_beside_the_replicas_that_fails_is_told_from_a_deploy_that_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    old = '{"Id": "old", "Created": "1", "Image": "sha256:old", "Config": {"Image": "bi:1", "Labels": {}}}'
+    new = '{"Id": "new", "Created": "2", "Image": "sha256:new", "Config": {"Image": "bi:1", "Labels": {}}}'
+    environment = engine_of(
+        tmp_path,
+        f"'compose '*'create '*) touch {made};;",
+        "'compose '*'up '*) echo prometheus is unhealthy >&2; exit 1;;",
+        f"'ps '*'service=edge'*) ;;\n'ps '*) echo old; [ ! -e {made} ] || echo new;;",
+        "'inspect --format '*) echo 'running/healthy 0';;",
+        f"'inspect old') echo '[{old}]';;",
+        f"'inspect '*) echo '[{old}, {new}]';;",
+    )
+    monkeypatch.setenv("PATH", environment["PATH"])
+    monkeypatch.setattr(deploy, "EDGE_FINDS_SECONDS", 0.0)
+    services: dict[str, stack_tools.Json] = {"query": {"image": "bi:1"}, "prometheus": {}}
+    with pytest.raises(SystemExit) as end:
+        deploy.deploy("p", services, build=False)
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "THE NEW RELEASE SERVES" in said and "prometheus is unhealthy" in said
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert "stop old" in asked and "rm old" in asked and "rm -f new" not in asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "current", "said"),
+    [
+        ("exit 1", "a" * 16, "could not be asked: make snapshots"),
+        ("echo bbbb", None, "served is snapshot bbbb; the backup was made before"),
+        ("echo bbbb", "a" * 16, f"make rollback ID={'a' * 16}"),
+        ("echo bbbb", "bbbb", "as at the backup"),
+    ],
+)
+def test_which_snapshot_is_served_is_told_and_never_fails_a_restore(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    current: str | None,
+    said: str,
+) -> None:
+    one = '[{"Id": "one", "Created": "1"}]'
+    environment = engine_of(tmp_path, "'ps '*) echo one;;", f"'inspect '*) echo '{one}';;", f"'exec '*) {answer};;")
+    monkeypatch.setenv("PATH", environment["PATH"])
+    restore.tell_current("p", {"taken": {"snapshots": {"current": current}}})
+    assert said in capsys.readouterr().out
+
+
+def test_an_agent_that_does_not_end_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = engine_of(tmp_path, "'run '*) echo '{\"ok\": 1}'; exec sleep 600;;")
+    monkeypatch.setenv("PATH", environment["PATH"])
+    monkeypatch.setattr(volumes, "END_SECONDS", 0.3)
+    assert volumes.ask("image", {"keys": "p_keys"}, "exchange") == {"ok": 1}
+    asked = (tmp_path / "asked").read_text().splitlines()
+    name = asked[0].split("--name ")[1].split()[0]
+    assert asked[-1] == f"rm -f {name}"
+
+
+def test_every_failure_of_the_way_back_tells_what_is_so_now_and_the_first_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = engine_of(
+        tmp_path,
+        "*volume_agent.py*) echo no space left; echo cannot start a container >&2; exit 125;;",
+        "'compose '*) ;;",
+    )
+    monkeypatch.setenv("PATH", environment["PATH"])
+    stack = exchange.Stack("p", "image", {"keys": "p_keys"}, [], was_there=True)
+    with pytest.raises(Failure) as told:
+        exchange.exchange(stack)
+    said = str(told.value)
+    assert "nothing of them is deleted. Next: make restore UNDO=1" in said
+    assert "The first reason:" in said and said.count("cannot start a container") == 2
+    asked = (tmp_path / "asked").read_text()
+    assert " discard" not in asked and " commit" not in asked
+
+
+def test_a_terminal_that_was_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", buffering=1) as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        monkeypatch.setattr(sys, "stderr", nobody)
+        voice = stack_tools.Voice("restore")
+        voice.say("GOING BACK")
+        with pytest.raises(SystemExit):
+            voice.fail("last words")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())
