@@ -17,7 +17,7 @@ from .formats import Format, Plan, make_plan
 _MAX_PLANS = 4096
 _MAX_REMEMBERED_CHARS = 1 << 20
 """SQL kept in all. Parsed it takes some 16 bytes a character, 80 in the worst case found (`SELECT 1,1,1,…`)."""
-_MAX_SQL_CHARS = 4096
+_MAX_SQL_CHARS = 32_768
 
 
 class Plans:
