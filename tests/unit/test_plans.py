@@ -115,7 +115,7 @@ def test_what_is_remembered_is_bounded_by_its_text_and_the_least_used_go_first(
 
 def test_sql_that_is_too_long_is_answered_and_not_remembered(small: Small) -> None:
     plans, snapshot = Plans(), opened(small, 1)
-    long = f"{SQL} /* {'x' * 5000} */"
+    long = f"{SQL} /* {'x' * 40_000} */"
     assert rows(snapshot, plan_of(plans, snapshot, {"x": 5}, sql=long), {"x": 5}) == [[5, 5, 1]]
     assert len(plans._plans) == 0
     snapshot.retire()
