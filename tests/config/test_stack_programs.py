@@ -67,7 +67,8 @@ def test_a_lock_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_a_value_with_a_blank_stays_one_word(target: tuple[str, ...], words: list[str]) -> None:
-    done = subprocess.run(["make", "-n", *target], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "-n", *target]  # these tests may have been started by a make themselves
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1].strip().endswith(words[0])
 
 
