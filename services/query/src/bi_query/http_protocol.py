@@ -82,7 +82,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._at_once = self.app.at_once if isinstance(self.app, AnswersAtOnce) else _knows_none
+        self._at_once = self.app.at_once if isinstance(self.app, AnswersAtOnce) else None
 
     def pause_writing(self) -> None:
         """The client is slower than its answer: from now on somebody looks whether it reads at all."""
@@ -190,7 +190,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Answer here and now if that is possible: a task and two messages would cost more than most cached answers."""
-        answer = self._at_once(cast(Scope, cycle.scope)) if self._is_plain(cycle) else None
+        answer = self._at_once(cast(Scope, cycle.scope)) if self._at_once and self._is_plain(cycle) else None
         if answer is None:
             super()._start_asgi_task(cycle, app)
             return
@@ -249,7 +249,3 @@ def _set_option(of: socket.socket, level: int, option: int, value: bytes) -> Non
     # By another handle of the same socket: the event loop's own has no such method.
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(of.fileno())) as same:
         same.setsockopt(level, option, value)
-
-
-def _knows_none(_: Scope) -> None:
-    return None

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Principal
 from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, Overloaded, ProblemError, QueryCancelled
-from .http_io import Whole
+from .http_io import CLIENT_GONE_STATUS, Whole
 from .lines import json_line
 from .metrics import UNMATCHED_ENDPOINT, Metrics
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_HEADER_BYTES = 32_768
-_CLIENT_GONE_STATUS = 499
 _MEMORY_RETRY_SECONDS = 5
 _FLUSH_SECONDS = 0.1
 _FLUSH_BYTES = 32_768
@@ -175,15 +174,15 @@ class Telemetry:
                 raise HeadersTooLarge("headers_too_large", detail)
             await self._app(scope, receive, send_counted)
         except QueryCancelled:
-            sent["status"] = _CLIENT_GONE_STATUS
+            sent["status"] = CLIENT_GONE_STATUS
         except asyncio.CancelledError:
-            sent["status"] = sent["status"] or _CLIENT_GONE_STATUS
+            sent["status"] = sent["status"] or CLIENT_GONE_STATUS
             raise
         except Exception as error:
             await self._fail(error, scope, sent, send_counted)
         finally:
             self._metrics.in_progress -= 1
-            self._record(scope, state, sent["status"] or _CLIENT_GONE_STATUS, sent["bytes"])
+            self._record(scope, state, sent["status"] or CLIENT_GONE_STATUS, sent["bytes"])
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it reached this layer: bytes that are no HTTP."""
