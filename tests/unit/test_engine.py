@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -47,17 +48,26 @@ class Bench:
             self.engine.run(self.snapshot, Job(job.pop("query", AD_HOC), sql, params or {}, "json", **job))
         )
 
-    async def value(self, sql: str, params: dict[str, Any] | None = None) -> Any:
-        return orjson.loads((await self.ask(sql, params)).encoded.body)["rows"][0][0]
+    async def value(self, sql: str, params: dict[str, Any] | None = None, **job: Any) -> Any:
+        return orjson.loads((await self.ask(sql, params, **job)).encoded.body)["rows"][0][0]
+
+    def spilled(self) -> list[Path]:
+        return [path for path in self.snapshot._spill_folder.rglob("*") if path.is_file()]
 
     def number(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    def in_lanes(self, name: str) -> float:
+        return sum(self.number(name, lane=lane) for lane in ("named", "ad_hoc"))
+
     def running(self) -> float:
-        return self.number("bi_engine_running_queries")
+        return self.in_lanes("bi_engine_running_queries")
 
     def waiting(self) -> float:
-        return self.number("bi_engine_waiting_queries")
+        return self.in_lanes("bi_engine_waiting_queries")
+
+    def idle_cursors(self) -> int:
+        return sum(len(database._idle_cursors) for database in (self.snapshot._shared, *self.snapshot._private))
 
     def outcome(self, name: str, query: str = AD_HOC) -> float:
         return self.number("bi_engine_queries_total", query=query, outcome=name)
@@ -132,7 +142,7 @@ def test_a_thread_that_is_free_takes_the_next_query_while_the_event_loop_is_busy
         async with bench(published, max_running_queries=1) as b:
             asked = [b.ask("select 7"), b.ask("select 8"), b.ask("select 9")]
             await asyncio.sleep(0)
-            runs = list(b.engine._admitted)
+            runs = b.engine._runs()
             assert len(runs) == 3
             deadline = time.monotonic() + PATIENCE_SECONDS
             while not all(run.packed for run in runs):  # nothing is awaited here: the loop stands still
@@ -148,7 +158,7 @@ def test_a_thread_that_is_free_takes_the_next_query_while_the_event_loop_is_busy
 def test_a_time_out_counts_from_the_start_of_the_query_not_from_its_wait(published: Small) -> None:
     async def story() -> None:
         async with bench(published, max_running_queries=1, query_timeout_seconds=20) as b:
-            first = b.ask(ENDLESS)
+            first = b.ask(ENDLESS, query="first")
             await b.until(lambda: b.running() == 1)
             second = b.ask("select 1", timeout_seconds=1, query="late")
             await b.until(lambda: b.waiting() == 1)
@@ -156,7 +166,7 @@ def test_a_time_out_counts_from_the_start_of_the_query_not_from_its_wait(publish
             assert b.waiting() == 1
             first.cancel()
             assert (await second).encoded.row_count == 1
-            third = b.ask(ENDLESS)
+            third = b.ask(ENDLESS, query="third")
             await b.until(lambda: b.running() == 1)
             fourth = b.ask(ENDLESS, timeout_seconds=0.3, query="late")
             await b.until(lambda: b.waiting() == 1)
@@ -224,10 +234,10 @@ def test_the_engine_s_own_limit_stops_a_query_whose_interrupts_are_all_lost(
 def test_a_caller_that_goes_away_frees_its_place(published: Small, place: str) -> None:
     async def story() -> None:
         async with bench(published, max_running_queries=1) as b:
-            first = b.ask(ENDLESS)
+            first = b.ask(ENDLESS, query="first")
             second = b.ask(ENDLESS, query="slow")
             await b.until(lambda: b.running() == 1 and b.waiting() == 1)
-            leaver, query = (first, AD_HOC) if place == "running" else (second, "slow")
+            leaver, query = (first, "first") if place == "running" else (second, "slow")
             leaver.cancel()
             await b.until(lambda: b.outcome("cancelled", query) == 1)
             await b.until(lambda: b.running() == 1 and b.waiting() == 0)
@@ -239,20 +249,22 @@ def test_a_caller_that_goes_away_frees_its_place(published: Small, place: str) -
     asyncio.run(story())
 
 
-def test_a_storm_of_cancellations_leaves_free_slots_and_right_answers(published: Small) -> None:
+@pytest.mark.parametrize("query", [AD_HOC, "named"])
+def test_a_storm_of_cancellations_leaves_free_slots_and_right_answers(published: Small, query: str) -> None:
     """Short queries run while others are cancelled at every moment: an interrupt must never hit a bystander."""
 
     async def story() -> None:
         async with bench(published, max_connections=500, max_running_queries=3, queue_timeout_seconds=60) as b:
-            bystanders = [b.ask(f"select sum(i) + {n} as s from range(3000) r(i)") for n in range(100)]
+            bystanders = [b.ask(f"select sum(i) + {n} as s from range(3000) r(i)", query=query) for n in range(100)]
             leavers = []
             for n in range(200):
-                leavers.append(b.ask(ENDLESS if n % 2 else "select sum(i) from range(20000) r(i)"))
+                leavers.append(b.ask(ENDLESS if n % 2 else "select sum(i) from range(20000) r(i)", query=query))
                 await asyncio.sleep(0.0005 * (n % 7))
                 for task in leavers[: -(n % 5) - 1 or None]:
                     task.cancel()
                 if n % 10 == 0:
-                    bystanders.append(b.ask(f"select sum(i) + {100 + n // 10} as s from range(3000) r(i)"))
+                    sql = f"select sum(i) + {100 + n // 10} as s from range(3000) r(i)"
+                    bystanders.append(b.ask(sql, query=query))
             for task in leavers:
                 task.cancel()
             await asyncio.gather(*leavers, return_exceptions=True)
@@ -260,7 +272,7 @@ def test_a_storm_of_cancellations_leaves_free_slots_and_right_answers(published:
             sums = [int(orjson.loads(answer.encoded.body)["rows"][0][0]) for answer in answers]
             assert sums == [4498500 + n for n in range(120)]
             await b.until(lambda: b.running() == b.waiting() == 0)
-            assert len(b.snapshot._idle_cursors) <= 3
+            assert b.idle_cursors() <= 3
 
     asyncio.run(story())
 
@@ -271,27 +283,28 @@ def test_an_interrupt_that_comes_late_reaches_nobody(published: Small, monkeypat
 
     async def story() -> None:
         async with bench(published) as b:
+            shared = b.snapshot._shared
             call = engine_call.Call(
                 b.snapshot,
-                Job(AD_HOC, "select 1", {}, "json"),
+                Job("named", "select 1", {}, "json"),
                 b.engine._limits,
                 b.engine._plans,
                 b.engine.unsent.claim(),
             )
-            give_back = b.snapshot.give_back
+            give_back = shared.give_back
 
             def given(cursor: duckdb.DuckDBPyConnection) -> None:
                 give_back(cursor)
-                taken.append(b.snapshot.take_cursor())  # another thread has it now
-                monkeypatch.setattr(b.snapshot, "give_back", give_back)
+                taken.append(shared.take_cursor())  # another thread has it now
+                monkeypatch.setattr(shared, "give_back", give_back)
                 call.interrupt()
                 call_again = taken[0].execute("select sum(i) from range(1000) r(i)").fetchall()
                 assert call_again == [(499500,)]
 
-            monkeypatch.setattr(b.snapshot, "give_back", given)
+            monkeypatch.setattr(shared, "give_back", given)
             await asyncio.to_thread(call)
             assert call._cursor is None, "a call that has ended holds no cursor that it could interrupt"
-            b.snapshot.give_back(taken[0])
+            shared.give_back(taken[0])
 
     asyncio.run(story())
 
@@ -389,7 +402,7 @@ def test_named_queries_that_take_each_others_memory_are_answered_all_the_same(pu
     """Each fits by itself, no two do."""
 
     async def story() -> None:
-        async with bench(published, engine_memory_bytes=80 * 2**20, spill_max_bytes=2**20) as b:
+        async with bench(published, engine_memory_bytes=160 * 2**20, spill_max_bytes=2**20) as b:
             sql = "select len(list(i)) as n from range(3000000) r(i)"
             answers = await asyncio.gather(*(b.ask(sql, query="long_list") for _ in range(12)))
             assert {orjson.loads(answer.encoded.body)["rows"][0][0] for answer in answers} == {3_000_000}
@@ -406,7 +419,7 @@ def test_a_named_query_too_large_by_itself_is_its_askers_matter_and_one_crowded_
             assert refused.value.code == "query_too_large"
             assert refused.value.__cause__ is not None
             assert refused.value.__cause__.__traceback__ is None, "its frames hold what there was of the result"
-            beside = b.ask(ENDLESS)
+            beside = b.ask(ENDLESS, query="endless")
             await b.until(lambda: b.running() == 1)
             with pytest.raises(Overloaded) as crowded:
                 await b.ask(too_long, query="too_long_list")
@@ -430,9 +443,60 @@ def test_a_named_query_that_waits_for_memory_stops_when_its_caller_leaves(publis
     asyncio.run(story())
 
 
+# A billion rows of a hundred bytes, sorted: takes all the memory there is, then all the disk.
+GREEDY = (
+    "select count(*) as n from (select row_number() over (order by hash(i)) as place, repeat(i::varchar, 10) as text"
+    " from range(1000000000) t(i)) where place % 7 = 0 and text > '5'"
+)
+
+
+def test_an_ad_hoc_query_that_takes_all_its_memory_takes_it_from_nobody(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, engine_memory_bytes=256 * 2**20, query_timeout_seconds=60) as b:
+            greedy = b.ask(GREEDY)
+            await b.until(lambda: bool(b.spilled()))
+            for n in range(20):
+                sql = f"select len(list(i)) + {n} as n from range(500000) r(i)"
+                answers = await asyncio.gather(b.value(sql), b.value(sql, query="named"))
+                assert answers == [500_000 + n] * 2
+            assert not greedy.done(), "it was still at it"
+            greedy.cancel()
+            await b.until(lambda: b.running() == 0)
+
+    asyncio.run(story())
+
+
+def test_ad_hoc_queries_that_take_every_thread_of_theirs_leave_the_named_ones_theirs(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, max_connections=4, queue_timeout_seconds=60) as b:
+            asked = [b.ask(ENDLESS) for _ in range(4)]
+            await b.until(lambda: b.running() == b.waiting() == 2)
+            assert await b.value("select 41 + 1", query="named") == 42
+            for task in asked:
+                task.cancel()
+            await b.until(lambda: b.running() == b.waiting() == 0)
+
+    asyncio.run(story())
+
+
+def test_an_ad_hoc_query_that_spills_more_than_it_may_is_stopped(published: Small) -> None:
+    """DuckDB's own limit lets a sort go on: 51 GB were written under one of 128 MB."""
+
+    async def story() -> None:
+        settings = {"engine_memory_bytes": 256 * 2**20, "spill_max_bytes": 128 * 2**20, "query_timeout_seconds": 300}
+        async with bench(published, **settings) as b:
+            with pytest.raises(SqlRefused) as refused:
+                await asyncio.wait_for(b.ask(GREEDY), PATIENCE_SECONDS * 4)
+            assert refused.value.code == "query_too_large"
+            assert b.outcome("error") == 1
+            assert await b.value("select count(*) from sales") == 1000
+
+    asyncio.run(story())
+
+
 def test_a_query_that_only_needs_to_spill_is_answered(published: Small) -> None:
     async def story() -> None:
-        async with bench(published, engine_memory_bytes=80 * 2**20, max_running_queries=1) as b:
+        async with bench(published, engine_memory_bytes=160 * 2**20, max_running_queries=1) as b:
             sql = "select count(*) from (select hash(i)::varchar || repeat('x', 40) t from range(2000000) r(i) order by t)"
             assert await b.value(sql + " where t > '0'") == 2_000_000
 
@@ -442,8 +506,8 @@ def test_a_query_that_only_needs_to_spill_is_answered(published: Small) -> None:
 def test_a_disk_that_fails_the_engine_is_our_fault_and_no_folder_is_told(published: Small, tmp_path: Path) -> None:
     async def story() -> None:
         spill = tmp_path / "spill"
-        async with bench(published, engine_memory_bytes=80 * 2**20, max_running_queries=1, spill_dir=spill) as b:
-            spill.rmdir()
+        async with bench(published, engine_memory_bytes=160 * 2**20, max_running_queries=1, spill_dir=spill) as b:
+            shutil.rmtree(spill)
             spill.write_text("no folder any more")
             sql = "select count(*) from (select hash(i)::varchar || repeat('x', 40) t from range(2000000) r(i) order by t)"
             with pytest.raises(ProblemError) as raised:
@@ -580,7 +644,7 @@ def test_cursors_are_reused_and_no_more_than_run_at_once(published: Small) -> No
         async with bench(published, max_connections=100) as b:
             for _ in range(3):
                 await asyncio.gather(*(b.ask("select 1") for _ in range(60)))
-            assert 1 <= len(b.snapshot._idle_cursors) <= 2
+            assert 1 <= b.idle_cursors() <= 2
 
     asyncio.run(story())
 
@@ -627,7 +691,7 @@ def test_whatever_happens_slots_come_back(published: Small, steps: list[tuple[st
                 if isinstance(result, Answer):
                     assert orjson.loads(result.encoded.body)["rows"] == [[7]]
             await b.until(lambda: b.running() == b.waiting() == 0)
-            assert not b.engine._admitted
+            assert not b.engine._runs()
             assert await b.value("select 7") == 7
 
     asyncio.run(story())

@@ -37,16 +37,13 @@ def opened(small: Small, version: int) -> Snapshot:
 def plan_of(
     plans: Plans, snapshot: Snapshot, params: Mapping[str, object], sql: str = SQL, fmt: Format = "json"
 ) -> Plan:
-    cursor = snapshot.take_cursor()
-    plan = plans.get(snapshot.id, cursor, sql, params, fmt)
-    snapshot.give_back(cursor)
-    return plan
+    with snapshot.instance(private=False) as database:
+        return plans.get(snapshot.id, database.new_cursor(), sql, params, fmt)
 
 
 def rows(snapshot: Snapshot, plan: Plan, params: Mapping[str, object]) -> Any:
-    cursor = snapshot.take_cursor()
-    body = encode(cursor, plan, params, "json", LIMITS).body
-    snapshot.give_back(cursor)
+    with snapshot.instance(private=False) as database:
+        body = encode(database.new_cursor(), plan, params, "json", LIMITS).body
     return orjson.loads(body)["rows"]
 
 

@@ -78,16 +78,18 @@ def test_a_manifest_survives_its_json() -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_a_retired_snapshot_closes_with_its_last_lease_and_then_says_so(small: Small) -> None:
+@pytest.mark.parametrize("private", [False, True])
+def test_a_retired_snapshot_closes_with_its_last_lease_and_then_says_so(small: Small, private: bool) -> None:
     async def story() -> None:
         snapshot = opened(small)
         with snapshot.lease():
             with snapshot.lease():
                 snapshot.retire()
             assert snapshot.is_open
-            cursor = snapshot.take_cursor()
-            assert cursor.execute("select count(*) from sales").fetchall() == [(1000,)]
-            snapshot.give_back(cursor)
+            with snapshot.instance(private=private) as database:
+                cursor = database.take_cursor()
+                assert cursor.execute("select count(*) from sales").fetchall() == [(1000,)]
+                database.give_back(cursor)
         assert not snapshot.is_open
         with pytest.raises(Overloaded) as refused, snapshot.lease():
             pass
@@ -98,6 +100,7 @@ def test_a_retired_snapshot_closes_with_its_last_lease_and_then_says_so(small: S
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize(
     "sql",
     [
@@ -105,6 +108,7 @@ def test_a_retired_snapshot_closes_with_its_last_lease_and_then_says_so(small: S
         "insert into sales select * from sales",
         "from read_csv('/etc/passwd')",
         "copy sales to '/tmp/x.csv'",
+        "create table memory.x as select 1",
         "attach '/tmp/x.db'",
         "set enable_external_access = true",
         "set memory_limit = '1TB'",
@@ -112,11 +116,22 @@ def test_a_retired_snapshot_closes_with_its_last_lease_and_then_says_so(small: S
         "install httpfs",
     ],
 )
-def test_an_open_snapshot_refuses_to_write_to_read_files_and_to_be_reconfigured(small: Small, sql: str) -> None:
+def test_an_open_snapshot_refuses_to_write_to_read_files_and_to_be_reconfigured(
+    small: Small, sql: str, private: bool
+) -> None:
     snapshot = opened(small)
-    cursor = snapshot.take_cursor()
-    with pytest.raises(duckdb.Error):
-        cursor.execute(sql)
+    with snapshot.instance(private=private) as database, pytest.raises(duckdb.Error):
+        database.take_cursor().execute(sql)
+    snapshot.retire()
+
+
+def test_an_instance_that_was_lent_out_is_given_to_nobody_else_and_reused_when_it_is_back(small: Small) -> None:
+    snapshot = opened(small)
+    private = snapshot.instance(private=True)
+    with private as first, snapshot.instance(private=True) as second, snapshot.instance(private=False) as shared:
+        assert len({first, second, shared}) == 3
+    with snapshot.instance(private=True) as again:
+        assert again in (first, second)
     snapshot.retire()
 
 

@@ -1,8 +1,8 @@
 """The engine: DuckDB behind an admission queue, with time-outs and cancellations that really stop the query.
 
-At most `max_connections` queries are admitted; of these `max_running_queries` execute, each on a thread of its own, and
-the others wait at most `queue_timeout_seconds`. What does not fit is refused with 503 and `Retry-After`. Nothing here
-blocks the event loop, and no thread waits for it: one that is free takes the next query itself.
+Named queries and ad-hoc SQL go through lanes of their own (threads, queue, memory): what a stranger writes cannot keep
+the governed queries out. In each at most `max_connections` queries are admitted; of these some execute, each on a thread
+of its own, and the others wait at most `queue_timeout_seconds`. What does not fit is refused with 503 and `Retry-After`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import duckdb
@@ -22,9 +19,10 @@ import duckdb
 from .engine_call import Answer, Call, Job
 from .engine_errors import OUT_OF_MEMORY, ThreadPanicked, translate, without_frames
 from .entries import Packed, pack
-from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout
+from .errors import BiQueryError, Overloaded, ProblemError, QueryCancelled, QueryTimeout, SqlRefused
 from .formats import Encoded, Limits
-from .metrics import AD_HOC, Metrics
+from .lanes import Lane
+from .metrics import Metrics
 from .plans import Plans
 from .settings import Settings
 from .snapshot import Snapshot
@@ -32,9 +30,10 @@ from .unsent import Unsent
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _STOP_WITHIN_SECONDS = 5.0
+_SPILL_LOOK_SECONDS = 0.5
 _MEMORY_WAITS_SECONDS = (0.1, 0.4, 1.3)
 
-Stop = Literal["timeout", "cancelled"]
+Stop = Literal["timeout", "cancelled", "spilled"]
 
 
 class _Run:
@@ -43,8 +42,8 @@ class _Run:
     What a thread sets (`started_at`, and in `execute`) the event loop reads once the thread has told it of the end.
     """
 
-    def __init__(self, job: Job, call: Call, timeout_seconds: float, is_alone: Callable[[], bool]) -> None:
-        self.job, self.call, self.timeout_seconds, self._is_alone = job, call, timeout_seconds, is_alone
+    def __init__(self, job: Job, call: Call, timeout_seconds: float, lane: Lane[_Run]) -> None:
+        self.job, self.call, self.timeout_seconds, self.lane = job, call, timeout_seconds, lane
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Answer] = self.loop.create_future()
         self.queued_at = time.perf_counter()
@@ -72,16 +71,16 @@ class _Run:
     def _call_patiently(self) -> tuple[Encoded, float]:
         """The call. A named query that is refused memory asks again a few times: most often another query has taken it, and
         that one will not get what it wants either."""
-        for wait_seconds in _MEMORY_WAITS_SECONDS if self.job.query != AD_HOC else ():
+        for wait_seconds in () if self.job.is_ad_hoc else _MEMORY_WAITS_SECONDS:
             with contextlib.suppress(*OUT_OF_MEMORY):
                 return self.call()
             # Not all at the same time, or two would only take it from each other.
             self.call.wait(wait_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spread, not secrecy
-        was_alone = self._is_alone()
+        was_alone = self.lane.is_one_running()
         try:
             return self.call()
         except OUT_OF_MEMORY:
-            self.had_company = not (was_alone and self._is_alone())
+            self.had_company = not (was_alone and self.lane.is_one_running())
             raise
 
 
@@ -90,26 +89,17 @@ class Engine:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.unsent = Unsent(settings.effective_unsent_max_bytes, metrics)
-        self._max_running = settings.max_running_queries
-        self._max_admitted = max(settings.max_connections, self._max_running)
         self._queue_timeout_seconds = settings.queue_timeout_seconds
         self._query_timeout_seconds = settings.query_timeout_seconds
         self._limits = Limits(settings.max_result_rows, settings.max_result_bytes)
         self._metrics = metrics
-        self._threads = _started(ThreadPoolExecutor(self._max_running, thread_name_prefix="query"), self._max_running)
         self._plans = Plans()
-        self._admitted: set[_Run] = set()
-        # Held for microseconds: a run leaves the queue either to a thread or to its own end, and a slot is free or not.
-        self._lock = threading.Lock()
-        self._waiting: deque[_Run] = deque()
-        self._idle = self._max_running
+        most = settings.max_connections
+        self._named: Lane[_Run] = Lane("named", settings.max_running_queries, most, self._end, metrics)
+        threads = settings.effective_ad_hoc_max_running_queries
+        self._ad_hoc: Lane[_Run] = Lane("ad_hoc", threads, most, self._end, metrics)
         self._closing = False
         self._quiet = asyncio.Event()
-        metrics.engine_max_running.set(self._max_running)
-        metrics.engine_max_connections.set(self._max_admitted)
-        # Not the slots taken: one that is free already may have a run whose end the event loop has yet to hear of.
-        metrics.engine_running.set_function(lambda: min(self._max_running, len(self._admitted) - len(self._waiting)))
-        metrics.engine_waiting.set_function(lambda: len(self._waiting))
 
     async def run(self, snapshot: Snapshot, job: Job) -> Answer:
         """Execute `job`. Cancelling the caller stops the query.
@@ -118,55 +108,31 @@ class Engine:
         """
         if self._closing:
             raise self._refusal("shutdown", "the service is stopping; try another replica")
-        if len(self._admitted) >= self._max_admitted:
-            raise self._refusal("queue_full", f"{len(self._admitted)} queries are already admitted; try again shortly")
+        lane = self._ad_hoc if job.is_ad_hoc else self._named
+        if len(lane.admitted) >= lane.max_admitted:
+            raise self._refusal("queue_full", f"{len(lane.admitted)} queries are already admitted; try again shortly")
         call = Call(snapshot, job, self._limits.within(job.limits), self._plans, self.unsent.claim())
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
-        run = _Run(job, call, timeout_seconds, self._is_one_running)
+        run = _Run(job, call, timeout_seconds, lane)
         snapshot.hold()
-        self._admitted.add(run)
-        self._start_or_queue(run)
-        run.timer = run.loop.call_later(min(self._queue_timeout_seconds, timeout_seconds), self._look_at_the_clock, run)
+        lane.admitted.add(run)
+        lane.start_or_queue(run)
+        first_look_seconds = min(self._queue_timeout_seconds, timeout_seconds)
+        if job.is_ad_hoc:
+            first_look_seconds = min(first_look_seconds, _SPILL_LOOK_SECONDS)
+        run.timer = run.loop.call_later(first_look_seconds, self._look_at_the_clock, run)
         try:
             return await run.answer
         except asyncio.CancelledError:
             self._stop(run, "cancelled")
             raise
 
-    def _is_one_running(self) -> bool:
-        return self._max_running - self._idle <= 1
-
-    def _start_or_queue(self, run: _Run) -> None:
-        with self._lock:
-            if self._idle == 0:
-                self._waiting.append(run)
-                return
-            self._idle -= 1
-            run.started_at = run.queued_at
-        self._metrics.engine_wait.observe(0)
-        self._threads.submit(self._work, run)
-
-    def _work(self, run: _Run | None) -> None:
-        """Execute `run` and then whatever waits, until nothing does (worker thread)."""
-        while run is not None:
-            run.execute()
-            with self._lock:  # before anyone hears of the end: who hears of it finds the slot free
-                following = self._waiting.popleft() if self._waiting else None
-                if following is None:
-                    self._idle += 1
-                else:
-                    following.started_at = time.perf_counter()
-                    self._metrics.engine_wait.observe(following.started_at - following.queued_at)
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and all who waited with it
-                run.loop.call_soon_threadsafe(self._end, run)
-            run = following
-
     def _look_at_the_clock(self, run: _Run) -> None:
         """Refuse what waited too long, stop what ran too long, else come back when either may be so."""
         now = time.perf_counter()
         if run.started_at is None:
             left = run.queued_at + self._queue_timeout_seconds - now
-            if left <= 0 and self._leave_queue(run):
+            if left <= 0 and run.lane.leave_queue(run):
                 text = f"no core came free within {self._queue_timeout_seconds:g} s"
                 self._end(run, self._refusal("queue_timeout", text))
                 return
@@ -176,23 +142,19 @@ class Engine:
             if left <= 0:
                 self._stop(run, "timeout")
                 return
+            if run.job.is_ad_hoc and run.call.has_spilled_too_much():
+                self._stop(run, "spilled")
+                return
+        if run.job.is_ad_hoc:
+            left = min(left, _SPILL_LOOK_SECONDS)
         run.timer = run.loop.call_later(left, self._look_at_the_clock, run)
-
-    def _leave_queue(self, run: _Run) -> bool:
-        """Whether `run` still waited; it does no longer."""
-        with self._lock:
-            try:
-                self._waiting.remove(run)
-            except ValueError:
-                return False
-            return True
 
     def _stop(self, run: _Run, why: Stop) -> None:
         """End a run that nobody may wait for any longer: at once if it still waits, else as soon as DuckDB lets go."""
-        if run not in self._admitted or run.stopped is not None:
+        if run not in run.lane.admitted or run.stopped is not None:
             return
         run.stopped = why
-        if self._leave_queue(run):
+        if run.lane.leave_queue(run):
             self._metrics.engine_queries.labels(run.job.query, "cancelled").inc()
             self._end(run, self._stopped())
         else:
@@ -200,7 +162,7 @@ class Engine:
 
     def _interrupt(self, run: _Run) -> None:
         """Again and again until the query has really ended."""
-        if run in self._admitted:
+        if run in run.lane.admitted:
             run.call.interrupt()
             self._set_timer(run, _INTERRUPT_AGAIN_SECONDS, self._interrupt)
 
@@ -214,7 +176,7 @@ class Engine:
         now = time.perf_counter()
         if run.timer is not None:
             run.timer.cancel()
-        self._admitted.discard(run)
+        run.lane.admitted.discard(run)
         run.call.snapshot.let_go()
         queue_seconds = (run.started_at or now) - run.queued_at
         error: BiQueryError | None = refusal
@@ -224,7 +186,7 @@ class Engine:
             self._metrics.engine_execution.labels(run.job.query).observe(now - run.started_at)
             if run.error is not None:
                 error = self._failure(run, run.error)
-        if self._closing and not self._admitted:
+        if self._closing and not self._runs():
             self._quiet.set()
         if error is not None:
             if error is not run.error:
@@ -263,14 +225,18 @@ class Engine:
             run.call.snapshot.is_broken = True  # DuckDB refuses every later query on this instance
         if isinstance(error, duckdb.InterruptException) and stopped is None:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
-        outcome = stopped or ("refused" if isinstance(error, Overloaded) else "error")
+        outcome = ("error" if stopped == "spilled" else stopped) or (
+            "refused" if isinstance(error, Overloaded) else "error"
+        )
         self._metrics.engine_queries.labels(job.query, outcome).inc()
         if stopped == "cancelled":
             return self._stopped()
         if stopped == "timeout":
             text = f"the query ran longer than {run.timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)
-        if isinstance(error, OUT_OF_MEMORY) and run.had_company and job.query != AD_HOC:
+        if stopped == "spilled":
+            return SqlRefused("query_too_large", "the query needs more memory and more space on disk than it may have")
+        if isinstance(error, OUT_OF_MEMORY) and run.had_company and not job.is_ad_hoc:
             return self._refusal("out_of_memory", "other queries have taken the memory; ask again shortly")
         return error if isinstance(error, BiQueryError) else translate(error, job.query, job.sql, run.call.prefix_bytes)
 
@@ -278,21 +244,16 @@ class Engine:
         """Admit nothing more, give running queries `grace_seconds`, then stop them and let the threads go."""
         self._closing = True
         await self._ended_within(grace_seconds)
-        for run in list(self._admitted):
+        for run in self._runs():
             self._stop(run, "cancelled")
         await self._ended_within(_STOP_WITHIN_SECONDS)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._named, self._ad_hoc):
+            lane.close()
+
+    def _runs(self) -> list[_Run]:
+        return [*self._named.admitted, *self._ad_hoc.admitted]
 
     async def _ended_within(self, seconds: float) -> None:
-        if self._admitted:
+        if self._runs():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._quiet.wait(), seconds)
-
-
-def _started(threads: ThreadPoolExecutor, count: int) -> ThreadPoolExecutor:
-    """All its threads running: one that cannot be started later, for want of memory, would take a query with it."""
-    all_here = threading.Barrier(count + 1, timeout=_STOP_WITHIN_SECONDS)
-    for _ in range(count):
-        threads.submit(all_here.wait)
-    all_here.wait()
-    return threads

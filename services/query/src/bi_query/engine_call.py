@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import duckdb
 
+from .database import Database
 from .engine_errors import ThreadPanicked, with_class
 from .entries import Packed
 from .formats import PROBE_PREFIX, Encoded, Format, Limits, encode
+from .metrics import AD_HOC
 from .plans import Plans
 from .snapshot import Snapshot
 from .unsent import Claim
@@ -33,6 +35,11 @@ class Job:
     timeout_seconds: float | None = None
     views: tuple[str, ...] = ()
     limits: Limits | None = None
+
+    @property
+    def is_ad_hoc(self) -> bool:
+        """Whether a client wrote the SQL."""
+        return self.query == AD_HOC
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,17 @@ class Call:
         # reach the cursor's next user.
         self._lock = threading.Lock()
         self.prefix_bytes = len(PROBE_PREFIX)
+        self.database: Database | None = None
+        """Where it runs, or ran; None before it starts."""
 
     def __call__(self) -> tuple[Encoded, float]:
         """Run it: the encoded result, and the seconds it took (blocking)."""
-        cursor = self.snapshot.new_cursor() if self._job.views else self.snapshot.take_cursor()
+        with self.snapshot.instance(private=self._job.is_ad_hoc) as database:
+            self.database = database
+            return self._run_in(database)
+
+    def _run_in(self, database: Database) -> tuple[Encoded, float]:
+        cursor = database.new_cursor() if self._job.views else database.take_cursor()
         with self._lock:
             self._cursor = cursor
         usable = False
@@ -87,10 +101,15 @@ class Call:
                 self._cursor = None
                 usable = usable and not self._stopped.is_set() and not self._job.views
             if usable:
-                self.snapshot.give_back(cursor)
+                database.give_back(cursor)
             else:
                 with contextlib.suppress(duckdb.Error):
                     cursor.close()
+
+    def has_spilled_too_much(self) -> bool:
+        """Whether its instance, which it has for itself, has more on disk than it may."""
+        database = self.database
+        return database is not None and database.spilled_bytes() > database.spill_max_bytes
 
     def wait(self, seconds: float) -> None:
         """Let time pass (blocking). Raises what a stopped query raises, as soon as it is stopped."""

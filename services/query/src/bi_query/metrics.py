@@ -152,10 +152,14 @@ class Metrics:
             self.cache_invalidations.labels(scope)
 
     def _engine(self) -> None:
-        self.engine_running = self._gauge("bi_engine_running_queries", "Queries executing now.")
-        self.engine_waiting = self._gauge("bi_engine_waiting_queries", "Admitted queries waiting for a core.")
-        self.engine_max_running = self._gauge("bi_engine_max_running_queries", "Queries that may execute at once.")
-        self.engine_max_connections = self._gauge("bi_engine_max_connections", "Queries admitted at once.")
+        self.engine_running = self._gauge("bi_engine_running_queries", "Queries executing now.", ("lane",))
+        self.engine_waiting = self._gauge(
+            "bi_engine_waiting_queries", "Admitted queries waiting for a core.", ("lane",)
+        )
+        self.engine_max_running = self._gauge(
+            "bi_engine_max_running_queries", "Queries that may execute at once.", ("lane",)
+        )
+        self.engine_max_connections = self._gauge("bi_engine_max_connections", "Queries admitted at once.", ("lane",))
         self.engine_wait = Histogram(
             "bi_engine_wait_seconds",
             "Seconds an admitted query waited for a core.",

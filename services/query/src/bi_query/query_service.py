@@ -110,7 +110,7 @@ class QueryService:
         except SqlRefused as refusal:
             detail = f"row policy {rows.name!r} does not allow query {query.name!r}: {refusal.detail}"
             raise Forbidden("policy_refuses_query", detail) from refusal
-        return rows.views(snapshot.database, guarded.tables)
+        return rows.views(snapshot.id, guarded.tables)
 
     def _named_key(
         self, snapshot: Snapshot, bound: Bound, fmt: Format, scope: str, limits: Limits | None = None
@@ -142,7 +142,7 @@ class QueryService:
             values = orjson.dumps(dict(params), option=orjson.OPT_SORT_KEYS)
             digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
             key = CacheKey(snapshot.id, principal.scope, AD_HOC, digest, fmt, _suffix(limits))
-            views = principal.rows.views(snapshot.database, guarded.tables) if principal.rows else ()
+            views = principal.rows.views(snapshot.id, guarded.tables) if principal.rows else ()
             job = Job(AD_HOC, guarded.sql, params, fmt, views=views, limits=limits)
             return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
 

@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     max_result_bytes: int = Field(64 * MIB, ge=1024)
     unsent_max_bytes: int | None = Field(None, ge=1024)
     engine_memory_bytes: int | None = Field(None, ge=64 * MIB)
+    ad_hoc_max_running_queries: int | None = Field(None, ge=1, le=1024)
+    ad_hoc_share: float = Field(0.5, gt=0, lt=1)
     spill_dir: Path | None = None
     spill_max_bytes: int = Field(4 * GIB, ge=0)
 
@@ -132,6 +134,34 @@ class Settings(BaseSettings):
         DuckDB's own default looks at the machine, not the cgroup, and over-commits a container.
         """
         return self.engine_memory_bytes or int(available_memory_bytes() * 0.7)
+
+    @cached_property
+    def effective_ad_hoc_max_running_queries(self) -> int:
+        """Ad-hoc queries that may execute at once: as set, else as many as named ones, four at most.
+
+        Each has an instance with a memory limit of its own: the more there are, the less each may take.
+        """
+        return self.ad_hoc_max_running_queries or min(4, self.max_running_queries)
+
+    @cached_property
+    def named_memory_bytes(self) -> int:
+        """What the instance that all named queries share may take."""
+        return int(self.effective_engine_memory_bytes * (1 - self.ad_hoc_share))
+
+    @cached_property
+    def named_spill_bytes(self) -> int:
+        """What named queries together may have on disk."""
+        return int(self.spill_max_bytes * (1 - self.ad_hoc_share))
+
+    @cached_property
+    def ad_hoc_memory_bytes(self) -> int:
+        """What one ad-hoc query may take."""
+        return int(self.effective_engine_memory_bytes * self.ad_hoc_share / self.effective_ad_hoc_max_running_queries)
+
+    @cached_property
+    def ad_hoc_spill_bytes(self) -> int:
+        """What one ad-hoc query may have on disk."""
+        return int(self.spill_max_bytes * self.ad_hoc_share / self.effective_ad_hoc_max_running_queries)
 
     @cached_property
     def effective_unsent_max_bytes(self) -> int:

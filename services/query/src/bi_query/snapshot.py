@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
+from .database import Database
 from .errors import Overloaded
 from .metrics import Metrics
 from .publish_status import PublishStatus, last_beat, read_status
@@ -43,29 +44,29 @@ class Snapshot:
     def __init__(self, path: Path, pointer: Pointer, settings: Settings) -> None:
         """Open and lock the file. Raises `SnapshotUnusable`."""
         self.id = pointer.snapshot_id
+        """Also what a name qualified by its database begins with."""
         self.published_at = pointer.published_at
         self.loaded_at = time.time()
+        self._path, self._settings = path, settings
         self._spill_folder = spill_folder(settings.effective_spill_dir, self.id)
         try:
             self.file_bytes = path.stat().st_size
-            settings.effective_spill_dir.mkdir(
-                parents=True, exist_ok=True
-            )  # DuckDB makes only the last folder of a path
-            self._connection = _connect(path, self._spill_folder, settings)
+            self._spill_folder.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last folder of a path
+            self._shared = self._opened("named", settings.named_memory_bytes, settings.named_spill_bytes)
             try:
-                row = self._connection.execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0]
+                row = self._shared.new_cursor().execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0]
                 self.manifest = Manifest.from_json(row[0])
-                self.database = str(self._connection.execute("SELECT current_database()").fetchall()[0][0])
-                """What a name qualified by its database begins with."""
                 if self.manifest.snapshot_id != self.id:
                     raise ValueError(f"it holds snapshot {self.manifest.snapshot_id}")
             except BaseException:
-                self._connection.close()
+                self._shared.close()
                 raise
         except (duckdb.Error, OSError, IndexError, TypeError, ValueError) as error:
             raise SnapshotUnusable(f"snapshot {path} cannot be opened: {error}") from error
         self.relations = frozenset(self.manifest.relations)
-        self._idle_cursors: list[duckdb.DuckDBPyConnection] = []
+        self._private: list[Database] = []
+        self._lent = 0
+        self._lock = threading.Lock()
         self._leases = 0
         self._retired = self._closed = False
         self.is_broken = False
@@ -93,20 +94,29 @@ class Snapshot:
         self._leases -= 1
         self._close_if_done()
 
-    def take_cursor(self) -> duckdb.DuckDBPyConnection:
-        """A cursor for one query at a time (any thread)."""
+    @contextlib.contextmanager
+    def instance(self, *, private: bool) -> Iterator[Database]:
+        """The instance all share, or one that nobody else uses meanwhile: opened when there is none idle (any thread)."""
+        if not private:
+            yield self._shared
+            return
+        database = self._borrowed()
         try:
-            return self._idle_cursors.pop()
+            yield database
+        finally:
+            self._private.append(database)
+
+    def _borrowed(self) -> Database:
+        try:
+            return self._private.pop()
         except IndexError:
-            return self._connection.cursor()
+            with self._lock:
+                self._lent += 1
+                number = self._lent
+        return self._opened(f"ad-hoc-{number}", self._settings.ad_hoc_memory_bytes, self._settings.ad_hoc_spill_bytes)
 
-    def new_cursor(self) -> duckdb.DuckDBPyConnection:
-        """A cursor with nothing of its own yet, to be closed after use (any thread)."""
-        return self._connection.cursor()
-
-    def give_back(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """Return a cursor whose query ended by itself. An interrupted one must be closed instead."""
-        self._idle_cursors.append(cursor)
+    def _opened(self, folder: str, memory_bytes: int, spill_bytes: int) -> Database:
+        return Database(self._path, self.id, self._spill_folder / folder, memory_bytes, spill_bytes, self._settings)
 
     def retire(self) -> None:
         """Close as soon as the last lease ends (event loop only)."""
@@ -114,7 +124,7 @@ class Snapshot:
         self._close_if_done()
 
     def keep(self) -> None:
-        """Undo `retire` while it is still open: one process can open a file only once."""
+        """Undo `retire` while it is still open."""
         self._retired = False
 
     @property
@@ -131,36 +141,9 @@ class Snapshot:
         if self.is_open or self._closed:
             return
         self._closed = True
-        for connection in (*self._idle_cursors, self._connection):
-            with contextlib.suppress(duckdb.Error):
-                connection.close()
-        self._idle_cursors.clear()
+        for database in (*self._private, self._shared):
+            database.close()
         shutil.rmtree(self._spill_folder, ignore_errors=True)
-
-
-def _connect(path: Path, spill_folder: Path, settings: Settings) -> duckdb.DuckDBPyConnection:
-    config: dict[str, Any] = {
-        "threads": settings.max_running_queries,
-        "memory_limit": f"{settings.effective_engine_memory_bytes}B",
-        "temp_directory": str(spill_folder),
-        "max_temp_directory_size": f"{settings.spill_max_bytes}B",
-        "autoload_known_extensions": "false",
-        "autoinstall_known_extensions": "false",
-        "allow_community_extensions": "false",
-    }
-    connection = duckdb.connect(str(path), read_only=True, config=config)
-    try:
-        connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        # Backstop behind the engine's own time-out, should an interrupt ever be lost.
-        connection.execute(f"SET GLOBAL max_execution_time = {int(settings.query_timeout_seconds * 1000) + 2000}")
-        connection.execute("SET GLOBAL errors_as_json = true")
-        # Not in the configuration above: there it would forbid the temp_directory beside it.
-        connection.execute("SET GLOBAL enable_external_access = false")
-        connection.execute("SET GLOBAL lock_configuration = true")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class SnapshotStore:
