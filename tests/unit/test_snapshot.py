@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import duckdb
@@ -132,6 +133,17 @@ def test_an_instance_that_was_lent_out_is_given_to_nobody_else_and_reused_when_i
         assert len({first, second, shared}) == 3
     with snapshot.instance(private=True) as again:
         assert again in (first, second)
+    snapshot.retire()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_an_instance_costs_no_more_threads_than_it_computes_with(small: Small) -> None:
+    """Each thread's stack counts against the memory that the process may have, used or not."""
+    snapshot = opened(small)
+    before = len(os.listdir("/proc/self/task"))
+    with snapshot.instance(private=True) as database:
+        database.take_cursor().execute("select sum(amount) from sales").fetchall()
+        assert len(os.listdir("/proc/self/task")) - before <= small.settings().max_running_queries
     snapshot.retire()
 
 

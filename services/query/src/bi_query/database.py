@@ -24,6 +24,8 @@ class Database:
     ) -> None:
         config: dict[str, Any] = {
             "threads": settings.max_running_queries,
+            # For files that are far away; eight of them by default, each with 8 MB of stack that counts as memory.
+            "async_threads": 0,
             "memory_limit": f"{memory_bytes}B",
             "temp_directory": str(spill_folder),
             "max_temp_directory_size": f"{spill_bytes}B",
