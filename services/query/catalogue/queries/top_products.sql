@@ -1,5 +1,6 @@
 /*---
 title: Top products
+titles: {pt: Produtos mais vendidos}
 description: >-
   Best-selling products between two days (both included), by sales or by units, for all stores or one, for all departments
   or one. An unknown department or store gives no rows. units is empty where quantity is a volume (fuel).

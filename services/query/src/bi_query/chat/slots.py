@@ -64,7 +64,7 @@ class Slots:
         self._query = query
         self._first_week = vocabulary.first_week
         self._reference = period_end(query) or reference
-        self._from, self._to = _period_parameters(query.parameters.values())
+        self._from, self._to = period_parameters(query.parameters.values())
         self._words: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
         self._numbers: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         self._nouns: dict[str, frozenset[str]] = {}
@@ -119,7 +119,7 @@ class Slots:
         for length in range(min(self._longest, len(stems)), 0, -1):
             for start in starts:
                 entries = self._words.get(stems[start : start + length])
-                if entries is None or not filled.free(start, start + length):
+                if entries is None or start + length > len(stems) or not filled.free(start, start + length):
                     continue
                 for name, value, exactly in entries:
                     if exactly and exactly != " ".join(word.text for word in words[start : start + length]):
@@ -199,13 +199,13 @@ def number_phrases_for(parameter: Parameter, vocabulary: Vocabulary) -> tuple[st
 
 def period_end(query: NamedQuery) -> date | None:
     """The last day that a query's period has by default; None without one, or when it is open."""
-    _, to = _period_parameters(query.parameters.values())
+    _, to = period_parameters(query.parameters.values())
     if to is None or not isinstance(to.default, date) or to.default == to.maximum:
         return None
     return to.default
 
 
-def _period_parameters(parameters: Iterable[Parameter]) -> tuple[Parameter | None, Parameter | None]:
+def period_parameters(parameters: Iterable[Parameter]) -> tuple[Parameter | None, Parameter | None]:
     """The parameters for a period's first and last day, by their names, else by their order."""
     dates = [parameter for parameter in parameters if parameter.type == "date"]
     first = next((parameter for parameter in dates if _named(parameter, _FROM_NAMES)), None)

@@ -71,3 +71,25 @@ TURNING_PHRASES = (
     "que horas são", "que dia é hoje", "quem é você", "o que você faz", "sua versão",
 )  # fmt: skip
 TURNING_WORDS = stems(folded(_TURNING).split()) - STOP_WORDS
+
+_SAME_IN_BOTH = {
+    "a",
+    "as",
+    "no",
+    "do",
+    "me",
+    "so",
+    "come",
+    "time",
+    "s",
+    "t",
+    "d",
+    "m",
+    "re",
+    "data",
+    "sim",
+    "total",
+    "e",
+}
+PORTUGUESE_WORDS = frozenset(folded(_PORTUGUESE).split()) - _SAME_IN_BOTH
+ENGLISH_WORDS = frozenset(folded(_ENGLISH).split()) - PORTUGUESE_WORDS - _SAME_IN_BOTH
