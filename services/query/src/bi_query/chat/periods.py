@@ -7,9 +7,9 @@ ranges, and take `set` or `may` for months wherever they stand.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import lru_cache
 
 from .units import Clock, Kind, Unit, around, full_year, whole
 from .words import Word, number_of
@@ -97,7 +97,8 @@ WORDS = frozenset(
 )
 
 
-def read_period(words: Sequence[Word], free: Sequence[bool], clock: Clock) -> Period | None:
+@lru_cache(maxsize=64)  # every named query reads the same question, most of them by the same clock
+def read_period(words: tuple[Word, ...], free: tuple[bool, ...], clock: Clock) -> Period | None:
     """The first period that the words name, among those still `free`; None when they name none."""
     reader = _Reader([word.text if ok else "" for word, ok in zip(words, free, strict=True)], clock)
     for start in range(len(words)):

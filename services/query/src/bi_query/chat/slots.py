@@ -141,7 +141,7 @@ class Slots:
     def _fill_period(self, words: Sequence[Word], today: date, filled: Filled) -> None:
         last_day = self._reference or today - timedelta(1)
         clock = Clock(last_day, self._reference or today, self._first_week)
-        period = read_period(words, [filled.free(index, index + 1) for index in range(len(words))], clock)
+        period = read_period(tuple(words), tuple(index not in filled.roles for index in range(len(words))), clock)
         if period is None:
             return
         if self._from is None and self._to is None:

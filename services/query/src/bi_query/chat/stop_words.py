@@ -18,6 +18,7 @@ ele ela eles elas dele dela deles delas entre sobre sob até desde durante já a
 ser é são foi foram era eram está estão estava estavam estar esteve estiveram tem têm tinha tinham teve tiveram tivemos temos
 há houve haver fica ficam ficou ficaram vai vão vamos ir indo faz fazer feito
 qual quais quanto quanta quantos quantas quem como onde quando
+qaul quias qauis quanot
 recebeu receberam concedeu concedido concedidos registrou registraram obteve obtiveram atingiu alcançou grande grandes
 quero queria queremos gostaria gostaríamos gostava preciso precisamos precisava poderia poderiam pode podem podes podemos
 posso consegue conseguem saber ver veja olhar mostre mostra mostrar mostrem exiba exibir liste listar lista diga dizer
@@ -41,6 +42,7 @@ much many some any all each every both own other
 please kindly thanks thank hello hi hey dear ok okay
 show give tell list display present get fetch find see look know want wanted like need let say pull bring make report
 provide send print return calculate compute check view take help explain describe analysis analyse analyze
+wich whcih waht hwo
 received gave given granted recorded reached achieved big large counter balcão área area
 roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
 chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct

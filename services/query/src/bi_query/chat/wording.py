@@ -52,7 +52,6 @@ _MORE_ENGLISH = frozenset(
         "week",
         "month",
         "year",
-        "top",
         "best",
         "weekly",
         "sold",
@@ -169,7 +168,7 @@ def _title(language: Language, query: NamedQuery) -> str:
 
 
 def _filters(language: Language, values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} = {_plain(language, name, value)}" for name, value in values.items())
+    return ", ".join(f"{_shortened(name)} = {_plain(language, name, value)}" for name, value in values.items())
 
 
 def _period(language: Language, first: object, last: object) -> str:
