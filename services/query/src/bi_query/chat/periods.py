@@ -163,9 +163,9 @@ class _Reader:
 
     def _range(self, index: int, start: int) -> Period | None:
         bare = int(self._at(index)) if re.fullmatch(r"\d{1,2}", self._at(index)) else None
-        left = (Unit("day", bare), index + 1) if bare is not None else self._unit(index)
-        if left is None or left[0].days:
-            left = self._unit(index)
+        left = self._unit(index)
+        if left is None and bare is not None:
+            left = Unit("day", bare), index + 1
         if left is None:
             return None
         middle = self._skip(left[1], _TO)

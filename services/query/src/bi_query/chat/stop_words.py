@@ -29,6 +29,7 @@ favor obrigado obrigada olá oi ei bom boa prezado prezados
 dados número números numero valor valores informação informações relatório relatórios tabela gráfico resultado resultados
 pergunta resposta coisa coisas tipo cada todo toda todos todas geral ok pois né mesmo própria próprio
 pessoal time equipe chefe favorzinho urgente agora atualmente
+costuma costumam normalmente geralmente frequentemente habitualmente
 aproximadamente talvez dinheiro detalhe detalhes detalhado detalhada inteiro inteira reunião apresentação aba planilha
 quebra quebrado aberto único únicos distintos juntamente separado separada
 aconteceu acontecendo acontece sendo sido tendo dentro empresa rede
@@ -44,6 +45,7 @@ show give tell list display present get fetch find see look know want wanted lik
 provide send print return calculate compute check view take help explain describe analysis analyse analyze
 wich whcih waht hwo
 received gave given granted recorded reached achieved big large counter balcão área area
+usually often frequently typically normally
 roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
 chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct
 boss meeting presentation slide morning afternoon team
