@@ -118,6 +118,12 @@ def test_small_typing_errors_are_forgiven_and_make_less_sure(misspelt: str, quer
     assert MIN <= match.confidence < 0.97
 
 
+def test_a_misspelt_value_makes_less_sure() -> None:
+    well, badly = best("vendas por semana da mercearia"), best("vendas por semana da mercearua")
+    assert well.values == badly.values
+    assert MIN <= badly.confidence < well.confidence
+
+
 @pytest.mark.parametrize(
     ("plain", "with_more"),
     [
@@ -145,6 +151,8 @@ def test_a_period_is_cut_to_the_parameter_s_bounds_and_one_outside_them_is_no_ma
     outside = best("top products in 2015")
     assert outside.confidence < MIN
     assert "from_date" not in dict(outside.values)
+    assert confidence("new and returning customers per week") >= SURE
+    assert confidence("new and returning customers per week in 2015") < MIN
 
 
 def test_relative_periods_count_from_the_period_s_default_end() -> None:
