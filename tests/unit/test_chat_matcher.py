@@ -171,6 +171,18 @@ def test_without_a_default_end_they_count_from_today(tmp_path: Path) -> None:
     )
 
 
+def test_an_open_period_fills_both_days_where_the_query_needs_them(tmp_path: Path) -> None:
+    needed = ORDERS.replace("default: 2020-01-01, ", "").replace("default: 2030-12-31, ", "")
+    matcher = Matcher(catalogue(tmp_path, orders=needed), today=lambda: date(2026, 3, 10))
+    since, until = (
+        best("orders per warehouse since 2025", matcher),
+        best("orders per warehouse until May 2025", matcher),
+    )
+    assert dict(since.values) == {"day_from": "2025-01-01", "day_to": "2026-03-09"}
+    assert dict(until.values) == {"day_from": "2020-01-01", "day_to": "2025-05-31"}
+    assert confidence("orders per warehouse", matcher) < 0.1
+
+
 def test_a_catalogue_without_any_declared_words_is_matched_by_names_and_titles(tmp_path: Path) -> None:
     matcher = Matcher(catalogue(tmp_path, orders=ORDERS, returns=RETURNS))
     assert best("show me the orders per warehouse in 2024", matcher).query.name == "orders"
@@ -193,6 +205,8 @@ def test_an_empty_catalogue_matches_nothing() -> None:
 @example("vendas 12 " * 200)
 @example("zxcvbnm " * 250)
 @example("12 " * 600)
+@example("top " + "9" * 1_990)
+@example("top " + "9." * 990)
 @example("de " * 660)
 @example("entre janeiro e " * 125)
 @example("ﷺ" * 2_000)
@@ -213,3 +227,17 @@ def test_no_text_raises_or_takes_more_than_so_many_calls(question: str) -> None:
     assert calls < MOST_CALLS
     for match in matches:
         bind(match.query.parameters, match.values)
+
+
+ALL = ANSWERED + LATER_ANSWERED
+SOME_WORDS = st.sampled_from(
+    sorted({word for question, *_ in ALL for word in question.split()} | {"0", "-1", "1e9", "999999999999"})
+)
+
+
+@given(st.lists(SOME_WORDS, max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_known_words_in_any_order_give_matches_that_bind(words: list[str]) -> None:
+    for match in MATCHER.matches(" ".join(words), most=17):
+        bind(match.query.parameters, match.values)
+        assert 0 <= match.confidence <= 1

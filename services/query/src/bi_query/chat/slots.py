@@ -142,18 +142,16 @@ class Slots:
         last_day = self._reference or today - timedelta(1)
         clock = Clock(last_day, self._reference or today, self._first_week)
         period = read_period(tuple(words), tuple(index not in filled.roles for index in range(len(words))), clock)
-        if period is None:
+        if period is None or (self._from is None and self._to is None):
             return
-        if self._from is None and self._to is None:
-            return
-        texts = self._period_texts(period)
+        texts = self._period_texts(period, last_day)
         if texts is None:
             filled.unusable = True
             return
         filled.values |= texts
         filled.use(period.start, period.end, "period")
 
-    def _period_texts(self, period: Period) -> dict[str, str] | None:
+    def _period_texts(self, period: Period, last_day: date) -> dict[str, str] | None:
         """The period cut to what the parameters allow; None when nothing of it is left."""
         texts = {}
         first, last = period.first, period.last
@@ -166,10 +164,10 @@ class Slots:
         if self._from is not None:
             if first is not None:
                 texts[self._from.name] = max(first, self._from.minimum).isoformat()
-            elif self._to is not None and not self._from.required:
+            elif self._to is not None:
                 texts[self._from.name] = self._from.minimum.isoformat()
-        if self._to is not None and last is not None:
-            texts[self._to.name] = min(last, self._to.maximum).isoformat()
+        if self._to is not None and (last is not None or self._to.required):
+            texts[self._to.name] = max(min(last or last_day, self._to.maximum), self._to.minimum).isoformat()
         return texts
 
 
