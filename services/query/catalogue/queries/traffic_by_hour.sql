@@ -1,8 +1,24 @@
 /*---
 title: Traffic by weekday and hour
+titles: {pt: Movimento por dia da semana e hora}
 description: >-
   Baskets and sales by weekday and local hour (US Eastern) between two days (both included), in total and per trading day
   of that weekday. Hours without a basket are left out.
+ask:
+  - traffic by hour
+  - traffic by weekday and hour
+  - busiest hours
+  - busiest days of the week
+  - peak hours
+  - when are the stores busiest
+  - sales by hour
+  - baskets by hour
+  - sales by weekday
+  - which day of the week sells most
+  - store traffic
+  - when do people shop most
+  - on which days do people shop most
+  - movimento por hora
 freshness: reports
 timeout_seconds: 5
 parameters:

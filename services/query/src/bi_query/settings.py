@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     mcp: bool = False
     mcp_hosts: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "localhost", "[::1]")
 
+    chat_min_confidence: float = Field(0.5, ge=0, le=1)
+    chat_sure_confidence: float = Field(0.9, ge=0, le=1)
+
     fault_injection: bool = False
 
     @field_validator("trusted_proxies", mode="before")
