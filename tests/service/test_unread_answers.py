@@ -193,6 +193,55 @@ def test_small_answers_that_nobody_reads_are_cut_off_too(serve: Callable[..., Se
     wait_until(lambda: service.metric("http_requests_in_progress") <= 1)
 
 
+@pytest.mark.parametrize(("rows", "left"), [(600, 170_000), (30_000, 150_000)])
+def test_the_rest_of_a_last_answer_that_nobody_reads_is_cut_off(
+    serve: Callable[..., Service], rows: int, left: int
+) -> None:
+    # More is left than the two systems hold, and too little for the transport to say that nobody reads.
+    service = serve(send_timeout_seconds=1.0)
+    size = len(service.sql(large_sql(1, rows)).content)
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(1, rows), {"Connection": "close"})]) as [connection]:
+        received = len(connection.recv(1))
+        while received < size - left:
+            more = connection.recv(min(65536, size - left - received))
+            assert more, "cut off already"
+            received += len(more)
+        assert_is_cut_off(service, connection)
+
+
+def test_the_rest_of_an_answer_whose_client_asks_nothing_more_and_reads_nothing_is_cut_off(
+    serve: Callable[..., Service],
+) -> None:
+    service = serve(send_timeout_seconds=1.0)
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(1, 600))]) as [connection]:
+        assert connection.recv(1) == b"H"
+        connection.shutdown(socket.SHUT_WR)
+        assert_is_cut_off(service, connection)
+
+
+def assert_is_cut_off(service: Service, connection: socket.socket) -> None:
+    wait_until(lambda: cuts(service) == 1, what="the connection to be cut")
+    with pytest.raises(ConnectionResetError):
+        while connection.recv(65536):
+            pass
+
+
+def test_a_last_answer_is_read_slowly_to_its_end(serve: Callable[..., Service]) -> None:
+    service = serve(send_timeout_seconds=2.0)
+    right = service.sql(large_sql(1, 930)).content
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(1, 930), {"Connection": "close"})]) as [connection]:
+        received = b""
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            received += connection.recv(1500)
+            time.sleep(0.1)
+        assert len(received) < 100_000, "that was not slow"
+        while more := connection.recv(65536):
+            received += more
+    assert received.partition(b"\r\n\r\n")[2] == right
+    assert cuts(service) == 0
+
+
 def test_who_is_cut_off_is_counted_as_gone(serve: Callable[..., Service]) -> None:
     service = serve(send_timeout_seconds=0.5)
     with asked("127.0.0.1", service.port, [post_sql(large_sql(1))]):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -139,19 +141,22 @@ class _Answers:
         self.cuts += 1
 
 
-@pytest.mark.parametrize(("size", "cuts"), [(1000, 0), (170_000, 1)])
-def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size: int, cuts: int) -> None:
-    # 170,000 bytes: what the two systems do not hold is too little for the transport to say that nobody reads.
+IDLE_SECONDS = 1
+
+
+@contextlib.contextmanager
+def answering(size: int, send_timeout_seconds: float) -> Iterator[tuple[_Answers, uvicorn.Server, int]]:
+    """A server that closes idle connections soon, and its port."""
     app, port = _Answers(size), free_port()
     config = uvicorn.Config(
         app,
         port=port,
-        http=impatient(3600),
+        http=impatient(send_timeout_seconds),
         loop="uvloop",
         lifespan="off",
         log_config=None,
         proxy_headers=False,
-        timeout_keep_alive=1,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
@@ -160,11 +165,49 @@ def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
         thread.start()
         try:
-            with connect("127.0.0.1", port) as connection:
-                connection.sendall(get("/"))
-                wait_until(lambda: server.server_state.total_requests == 1)
-                wait_until(lambda: not server.server_state.connections, what="the connection to end")
+            yield app, server, port
         finally:
             server.should_exit = True
             thread.join(20)
-    assert app.cuts == cuts
+
+
+# 170,000 bytes: what the two systems do not hold is too little for the transport to say that nobody reads.
+@pytest.mark.parametrize(("size", "cuts"), [(1000, 0), (170_000, 1)])
+def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size: int, cuts: int) -> None:
+    with answering(size, 1.0) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        wait_until(lambda: server.server_state.total_requests == 1)
+        wait_until(lambda: not server.server_state.connections, what="the connection to end")
+        assert app.cuts == cuts
+
+
+def test_an_idle_connection_whose_answer_is_read_slowly_ends_when_it_is_read() -> None:
+    size, send_timeout_seconds = 190_000, 3.0
+    with answering(size, send_timeout_seconds) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        received = b""
+        # Longer than it may be idle and then stand still; meanwhile the transport has something to write all the time.
+        until = time.monotonic() + IDLE_SECONDS + send_timeout_seconds + 0.5
+        while time.monotonic() < until:
+            received += connection.recv(1000)
+            time.sleep(0.1)
+        assert len(received) < 50_000, "that was not slow"
+        while more := connection.recv(65536):
+            received += more
+        assert received.partition(b"\r\n\r\n")[2] == b"x" * size
+        wait_until(lambda: not server.server_state.connections, what="the connection to end")
+        assert app.cuts == 0
+
+
+def test_who_asks_again_while_the_last_answer_is_still_being_read_is_answered() -> None:
+    with answering(170_000, 3.0) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        wait_until(lambda: server.server_state.total_requests == 1)
+        (protocol,) = server.server_state.connections
+        wait_until(lambda: protocol._is_idle, what="its time to be over")
+        connection.sendall(get("/", "Connection: close"))
+        received = b""
+        while more := connection.recv(65536):
+            received += more
+        assert received.count(b"HTTP/1.1 200 OK") == 2 and received.count(b"x") == 2 * 170_000
+        assert app.cuts == 0
