@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from bi_query.access import Role
+from bi_query.keys import KeyFile
 
 from tests.support.readers import asked, connect, get, large_sql, post_sql
 from tests.support.service import Service, wait_until
@@ -86,12 +88,14 @@ def test_two_hundred_who_never_read_fill_the_budget_and_nothing_else(serve: Call
         max_connections=1000,
         queue_timeout_seconds=300,
         send_timeout_seconds=10,
+        trusted_proxies="127.0.0.1/32",
     )
+    requests = [post_sql(large_sql(n), {"X-Forwarded-For": f"192.0.2.{n}"}) for n in range(CLIENTS)]
     assert service.sql(large_sql(-1)).status_code == 200
     before = memory(service, "VmRSS")
     watcher = Watcher(service)
     watcher.start()
-    with asked("127.0.0.1", service.port, [post_sql(large_sql(n)) for n in range(CLIENTS)]) as connections:
+    with asked("127.0.0.1", service.port, requests) as connections:
         wait_until(lambda: service.metric("bi_unsent_refusals_total") > 0, 60, what="the budget to be full")
         wait_until(lambda: service.metric("bi_engine_wait_seconds_count") > CLIENTS, 120, what="everybody's turn")
         wait_until(lambda: all_answered(service), 60, what="everybody to be answered")
@@ -132,6 +136,28 @@ def test_what_does_not_fit_says_when_to_ask_again_and_small_answers_do_not_notic
         assert service.sql("select i from range(20000) r(i)").json()["row_count"] == 20000
     wait_until(lambda: unsent(service) == 0, what="the budget to be given back once its holder is gone")
     assert service.sql(large_sql(2)).status_code == 200
+
+
+def test_one_client_that_asks_and_never_reads_leaves_room_for_a_large_answer_of_another(
+    small: Small, serve: Callable[..., Service]
+) -> None:
+    file = small.root / "keys.json"
+    ana, bob = ({"X-API-Key": KeyFile(file).add(name, Role.ANALYST)[0]} for name in ("ana", "bob"))
+    service = serve(keys_file=file, unsent_max_bytes=34 * MIB, max_result_bytes=9 * MIB, queue_timeout_seconds=60)
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(n), ana) for n in range(12)]):
+        # Some already while they were made: what is refused is counted until it is let go of.
+        wait_until(
+            lambda: service.metric("bi_unsent_refusals_total") == 10, 60, what="two to be sent, the rest refused"
+        )
+        wait_until(lambda: 15 * MIB < unsent(service) < 17 * MIB, what="what was refused to be let go of")
+        other = service.client.post("/api/v1/query", json={"sql": large_sql(20)}, headers=bob)
+        assert (other.status_code, other.json()["row_count"]) == (200, 30_000)
+        refused = service.client.post("/api/v1/query", json={"sql": large_sql(21)}, headers=ana)
+        assert (refused.status_code, refused.json()["code"]) == (503, "unsent_full")
+        assert "you have not read" in refused.json()["detail"]
+        assert service.client.post("/api/v1/query", json={"sql": "select 1 as n"}, headers=ana).status_code == 200
+    wait_until(lambda: unsent(service) == 0, what="the budget to be given back")
+    assert service.client.post("/api/v1/query", json={"sql": large_sql(21)}, headers=ana).status_code == 200
 
 
 def test_the_same_answer_is_counted_and_held_once_for_all_who_are_sent_it(serve: Callable[..., Service]) -> None:

@@ -17,7 +17,7 @@ from bi_query.errors import ConfigurationError, Overloaded
 from bi_query.http_protocol import impatient, keep_little_in_the_kernel
 from bi_query.metrics import Metrics
 from bi_query.settings import load_settings
-from bi_query.unsent import LARGE_BYTES, Unsent
+from bi_query.unsent import LARGE_BYTES, Held, Unsent
 
 from tests.support.readers import connect, get
 from tests.support.service import free_port, wait_until
@@ -84,15 +84,54 @@ def test_the_same_answer_is_held_once(metrics: Metrics) -> None:
     unsent = Unsent(10 * MIB, metrics)
     claim = unsent.claim()
     claim.grow(4 * MIB)
-    first = unsent.hold('"a"', 4 * MIB, lambda: b"x" * 4 * MIB, claim)
+    first = unsent.hold("ana", '"a"', 4 * MIB, lambda: b"x" * 4 * MIB, claim)
     del claim
-    others = [unsent.hold('"a"', 4 * MIB, lambda: b"x" * 4 * MIB, None) for _ in range(20)]
+    others = [unsent.hold(f"{n % 5}", '"a"', 4 * MIB, lambda: b"x" * 4 * MIB, None) for n in range(20)]
     assert all(other.body is first.body for other in others)
     assert counted(metrics) == 4 * MIB
     del first
     assert counted(metrics) == 4 * MIB
     others.clear()
     assert counted(metrics) == 0
+
+
+def test_one_client_is_sent_half_of_the_budget_and_an_answer_twice_for_the_price_of_one(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+
+    def hold(client: str, etag: str, size: int) -> Held:
+        return unsent.hold(client, etag, size, lambda: bytes(size), None)
+
+    ana = [hold("ana", "a", 2 * MIB), hold("ana", "b", 3 * MIB)]
+    ana.append(hold("ana", "b", 3 * MIB))
+    with pytest.raises(Overloaded, match="you have not read") as refused:
+        hold("ana", "c", MIB)
+    assert refused.value.code == "unsent_full"
+    assert metrics.registry.get_sample_value("bi_unsent_refusals_total") == 1
+    bob = [hold("bob", "d", 2 * MIB), hold("bob", "b", 3 * MIB)]
+    assert counted(metrics) == 7 * MIB
+    ana.pop(0)
+    ana.append(hold("ana", "c", MIB))
+    del refused, ana, bob
+    assert counted(metrics) == 0
+    assert unsent._shares == {}
+
+
+def test_one_answer_is_sent_to_a_client_however_large_it_is(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    held = unsent.hold("ana", "a", 9 * MIB, lambda: bytes(9 * MIB), None)
+    with pytest.raises(Overloaded):
+        unsent.hold("ana", "b", LARGE_BYTES, lambda: bytes(LARGE_BYTES), None)
+    assert counted(metrics) == len(held.body)
+
+
+def test_what_the_budget_refuses_is_of_nobodys_share(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    full = unsent.claim()
+    full.grow(9 * MIB)
+    with pytest.raises(Overloaded, match="clients have not read"):
+        unsent.hold("ana", "a", 2 * MIB, lambda: bytes(2 * MIB), None)
+    full.settle(0)
+    assert unsent._shares == {}
 
 
 def test_threads_that_take_and_give_back_at_once_leave_nothing_behind(metrics: Metrics) -> None:
