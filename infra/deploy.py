@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from exchange import refuse_interrupted
 from stack_tools import (
     SERVICE_LABEL,
     STATE,
@@ -29,6 +30,7 @@ from stack_tools import (
     seconds,
     setting,
 )
+from volumes import volumes_of
 
 voice = Voice("deploy")
 # The edge asks its replicas every second (infra/caddy/production.caddy): so long until it has found a new one.
@@ -138,10 +140,10 @@ def main(arguments: list[str]) -> int:
     resolved = configuration()
     project = str(resolved["name"])
     with alone(project, "deploy"):
-        return deploy(project, resolved["services"], build="--no-build" not in arguments)
+        return deploy(project, resolved["services"], volumes_of(resolved), build="--no-build" not in arguments)
 
 
-def deploy(project: str, services: dict[str, Json], *, build: bool) -> int:
+def deploy(project: str, services: dict[str, Json], volumes: dict[str, str], *, build: bool) -> int:
     """Images, one-shots, replicas, the rest; in this order, because each needs the one before.
 
     Never by one `compose up` of everything: compose recreates whatever depends on what it recreated, all replicas and the
@@ -153,6 +155,7 @@ def deploy(project: str, services: dict[str, Json], *, build: bool) -> int:
     if not old:
         if build:
             get_images(query)
+        refuse_interrupted(str(query["image"]), volumes)
         voice.say("nothing runs yet: a plain start")
         compose("up", "-d", "--no-build", "--wait", "--wait-timeout", setting("BI_UP_SECONDS", "300"), timeout=3600)
         return 0

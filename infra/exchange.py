@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from stack_tools import SERVICE_LABEL, Failure, Voice, compose, containers, run, seconds
+from stack_tools import SERVICE_LABEL, Failure, Json, Voice, compose, containers, run, seconds
 from volume_reading import OUTGOING
 from volumes import ask, existing
 
@@ -99,11 +99,20 @@ def commit(image: str, volumes: Mapping[str, str]) -> None:
         ask(image, volumes, "commit")
 
 
-def refuse_interrupted(image: str, volumes: Mapping[str, str]) -> None:
-    """Raises `Failure` when a restore has left old data beside new ones; ends by itself what only had to be deleted."""
+def unfinished(image: str, volumes: Mapping[str, str]) -> Json:
+    """What a restore has left, or is at work on: `volume_reading.state` of those that are there, empty for nothing."""
     there = existing(volumes)
     left = ask(image, there, "state") if there else {}
-    if not any(left.values()):
+    return left if any(left.values()) else {}
+
+
+def refuse_interrupted(image: str, volumes: Mapping[str, str]) -> None:
+    """Raises `Failure` when a restore has left old data beside new ones; ends by itself what only had to be deleted.
+
+    Only while no restore is under way.
+    """
+    there, left = existing(volumes), unfinished(image, volumes)
+    if not left:
         return
     if left["committed"]:
         voice.say("an earlier restore was healthy and was ended while it deleted the old data: deleting the rest")

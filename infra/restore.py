@@ -2,6 +2,7 @@
 """`make restore FILE=backups/....tar.gz`: the stack as it was when that backup was made.
 
     python3 infra/restore.py FILE [SERVICE ...]     brings up these services, all when none is named
+    python3 infra/restore.py --unfinished           1 when a restore is under way or was killed: nothing may start then
 
 YES=1 does not ask; ONLY="keys audit" restores these volumes alone. After one that was killed, and told so: UNDO=1 puts the
 old data back, KEEP=1 keeps the restored ones; without a FILE.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import exchange as exchanging
 from archive import members, verify
-from exchange import Stack, refuse_interrupted
+from exchange import Stack, refuse_interrupted, unfinished
 from stack_tools import (
     ROOT,
     SERVICE_LABEL,
@@ -48,6 +49,9 @@ POINTER = "/var/lib/bi/snapshots/current.json"
 def main(arguments: list[str]) -> int:
     """Restore; 0 when the stack is healthy on the restored data."""
     end_by_exception()
+    if arguments == ["--unfinished"]:
+        refuse_unfinished()
+        return 0
     way = next((way for way in ("UNDO", "KEEP") if os.environ.get(way) == "1"), "")
     if way:
         project, image, every = stack()
@@ -70,6 +74,14 @@ def main(arguments: list[str]) -> int:
             tell_current(project, manifest)
     voice.say("done: every service is healthy on the restored data")
     return 0
+
+
+def refuse_unfinished() -> None:
+    """For who is about to start the stack. Raises `Failure` while its data are of two times, or change places now."""
+    project, image, every = stack()
+    if unfinished(image, every):
+        with alone(project, "start"):
+            refuse_interrupted(image, every)
 
 
 def stack() -> tuple[str, str, dict[str, str]]:

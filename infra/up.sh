@@ -7,11 +7,16 @@ cd "$(dirname "$0")/.."
 
 infra/engine.sh --check >/dev/null || { infra/engine.sh --check || true; echo "up: make engine sees to that" >&2; exit 1; }
 python=${PYTHON:-python3}
+has_python() { "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 # What cannot work is said before anything is built or started; what may hurt later is said, too. About a second.
-if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+if has_python; then
   "$python" infra/doctor.py --quiet || { echo "up: nothing was started; mend what failed (docker compose up -d starts it all the same)" >&2; exit 1; }
 fi
 if [ -f .stack/images.env ]; then infra/images.sh --own; else infra/images.sh; fi
+# What a killed restore has left: old data beside new ones, and what starts on them writes into what may have to go.
+if has_python; then
+  "$python" infra/restore.py --unfinished || { echo "up: nothing was started" >&2; exit 1; }
+fi
 
 started=$SECONDS
 if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1; then

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 from .measured import Measured, apart
 from .objectives import Objectives
@@ -46,66 +46,49 @@ def judge(
 ) -> list[Row]:
     """The verdict on one run. Both sides must meet an objective; without a service side the client's alone decides."""
     sides = [client] if service is None else [client, service]
-
-    def row(
-        slo: str, objective: str, values: list[float], shown: list[str], met: list[bool], *, compared: bool = True
-    ) -> Row:
-        difference = apart(*values) if compared and len(values) == 2 else None
-        agreed = None if difference is None else difference <= LARGEST_DIFFERENCE  # NaN compares false
-        return Row(slo, objective, shown[0], shown[1] if len(shown) > 1 else "-", all(met), agreed, slo in judged)
-
-    def ratio(slo: str, objective: float, values: list[float], text: str, extra: Sequence[str] = ()) -> Row:
-        shown = [_percent(value) + (f" ({extra[i]})" if extra else "") for i, value in enumerate(values)]
-        return row(slo, text, values, shown, [value >= objective for value in values])
-
-    speed = [math.nan if side.requests_per_second is None else side.requests_per_second for side in sides]
-    return [
-        ratio(
-            "availability",
-            objectives.availability,
-            [side.availability for side in sides],
-            f">= {_percent(objectives.availability)}",
-            [f"{side.bad} failed" for side in sides],
-        ),
-        ratio(
-            "latency",
-            objectives.fast_enough,
-            [side.fast_enough for side in sides],
-            f">= {_percent(objectives.fast_enough)} within {objectives.threshold_seconds:g} s",
-        ),
-        # At most 5 % above the objective is the same statement as a p95 below it, and countable on both sides.
-        ratio(
-            "p95",
-            0.95,
-            [side.fast_enough_for_p95 for side in sides],
-            f"p95 below {objectives.p95_seconds:g} s",
-            [f"p95 {_seconds(side.p95_seconds)}" for side in sides],
-        ),
-        ratio(
-            "hit_rate",
-            objectives.hit_rate,
-            [side.hit_rate for side in sides],
-            f">= {_percent(objectives.hit_rate)}",
-            [f"{side.hits} of {side.lookups}" for side in sides],
-        ),
-        row(
-            "throughput",
-            f"> {objectives.requests_per_second:g} req/s",
-            speed,
-            ["not measured" if math.isnan(value) else f"{value:.1f} req/s" for value in speed],
-            [value > objectives.requests_per_second for value in speed],
-        ),
-        # The service's gauge looks five minutes back and counts keys: shown, not compared.
-        row(
-            "users",
-            f">= {wanted_users} at once",
-            [side.users for side in sides],
-            [f"{client.users:.0f} at once", "" if service is None else f"{service.users:.0f} clients in 5 min"],
-            [client.users >= wanted_users],
-            compared=False,
-        ),
-        *_validity(sides),
+    rows = [
+        *_ratios(objectives, sides),
+        _throughput(objectives.requests_per_second, sides),
+        _users(wanted_users, sides),
     ]
+    return [*(replace(row, judged=row.slo in judged) for row in rows), *_validity(sides)]
+
+
+def _ratios(objectives: Objectives, sides: Sequence[Measured]) -> list[Row]:
+    def row(
+        slo: str, least: float, of: Callable[[Measured], float], told: Callable[[Measured], str], text: str = ""
+    ) -> Row:
+        values = [of(side) for side in sides]
+        shown = [" ".join([_percent(of(side)), told(side)]).rstrip() for side in sides]
+        return _row(slo, text or f">= {_percent(least)}", values, shown, [value >= least for value in values])
+
+    fast = f">= {_percent(objectives.fast_enough)} within {objectives.threshold_seconds:g} s"
+    p95 = f"p95 below {objectives.p95_seconds:g} s"
+    return [
+        row("availability", objectives.availability, lambda one: one.availability, lambda one: f"({one.bad} failed)"),
+        row("latency", objectives.fast_enough, lambda one: one.fast_enough, lambda one: "", fast),
+        # At most 5 % above the objective is the same statement as a p95 below it, and countable on both sides.
+        row("p95", 0.95, lambda one: one.fast_enough_for_p95, lambda one: f"(p95 {_seconds(one.p95_seconds)})", p95),
+        row("hit_rate", objectives.hit_rate, lambda one: one.hit_rate, lambda one: f"({one.hits} of {one.lookups})"),
+    ]
+
+
+def _throughput(least: float, sides: Sequence[Measured]) -> Row:
+    speed = [math.nan if side.requests_per_second is None else side.requests_per_second for side in sides]
+    shown = ["not measured" if math.isnan(value) else f"{value:.1f} req/s" for value in speed]
+    return _row("throughput", f"> {least:g} req/s", speed, shown, [value > least for value in speed])
+
+
+def _users(wanted: int, sides: Sequence[Measured]) -> Row:
+    """The service's gauge looks five minutes back and counts keys: shown, not compared."""
+    shown = [f"{side.users:.0f} {text}" for side, text in zip(sides, ("at once", "clients in 5 min"), strict=False)]
+    return _row("users", f">= {wanted} at once", [], shown, [sides[0].users >= wanted])
+
+
+def _row(slo: str, objective: str, compared: list[float], shown: list[str], met: list[bool]) -> Row:
+    """A row that is not judged yet; its sides agree when what is compared, if two are, is nearly the same."""
+    agreed = apart(*compared) <= LARGEST_DIFFERENCE if len(compared) == 2 else None  # NaN compares false
+    return Row(slo, objective, *_two(shown), all(met), agreed, judged=False)
 
 
 def _validity(sides: list[Measured]) -> list[Row]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Mapping
 
 import httpx
 
@@ -31,3 +33,18 @@ def container(stack: Stack, identity: str) -> Json:
 def is_healthy(found: Json) -> bool:
     """Whether its health check says so."""
     return bool(found["State"]["Running"] and found["State"]["Health"]["Status"] == "healthy")
+
+
+def circuits_open(stack: Stack) -> float:
+    """How many replicas do not ask Redis for now."""
+    return sum(metric(url, "bi_cache_redis_circuit_open") for url in stack.replicas().values())
+
+
+def share_answers(stack: Stack, headers: Mapping[str, str]) -> bool:
+    """Whether every replica trusts Redis, and what one has just computed the other finds there."""
+    if circuits_open(stack):
+        return False
+    one, other = stack.replicas().values()
+    sql = {"sql": f"select {time.monotonic_ns()} as asked"}
+    answers = [httpx.post(f"{url}/api/v1/query", json=sql, headers=dict(headers), timeout=10) for url in (one, other)]
+    return answers[1].headers["X-Cache"] == "hit"

@@ -139,7 +139,7 @@ def test_a_service_beside_the_replicas_that_fails_is_told_from_a_deploy_that_wen
     monkeypatch.setattr(deploy, "EDGE_FINDS_SECONDS", 0.0)
     services: dict[str, stack_tools.Json] = {"query": {"image": "bi:1"}, "prometheus": {}}
     with pytest.raises(SystemExit) as end:
-        deploy.deploy("p", services, build=False)
+        deploy.deploy("p", services, {}, build=False)
     said = capsys.readouterr().err
     assert end.value.code == 2
     assert "THE NEW RELEASE SERVES" in said and "prometheus is unhealthy" in said

@@ -1,29 +1,20 @@
-"""The clock of a running service jumps by an hour, forward and back, while thirty users ask.
-
-libfaketime stands between the service and the system: the time of day jumps, the monotonic clock does not, as when an
-administrator or a time server sets a machine's clock.
-"""
+"""The clock of a running service jumps by an hour, forward and back, while thirty users ask."""
 
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.load import Edge, Load, load, right_answers
+from tests.support.clock import HOUR, JUMPS, built_into, environment, offset
 from tests.support.redis_server import RedisServer
 from tests.support.service import Service, wait_until
 from tests.support.stack import MEASURED
 
-HOUR = 3600
-JUMPS = (HOUR, 0, -HOUR, 0)
 TABLES = "/api/v1/tables"
-LIBRARIES = list(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-pytestmark = pytest.mark.skipif(not LIBRARIES, reason="needs libfaketime (Debian package libfaketime)")
 
 
 class Plain(Edge):
@@ -39,14 +30,8 @@ class Clock:
     """The time of day as one service sees it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._file = folder / "faketime"
-        self._file.write_text("+0")
-        self.environment = {
-            "LD_PRELOAD": str(LIBRARIES[0]),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_CACHE_DURATION": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
+        self._file = folder / "clock"
+        self.environment = environment(built_into(folder), self._file)
         for name, value in self.environment.items():  # for the service that is started next
             monkeypatch.setenv(name, value)
         self._monkeypatch = monkeypatch
@@ -58,13 +43,12 @@ class Clock:
 
     def jump(self, service: Service, seconds: int) -> None:
         """Be so much ahead of the true time (behind, where negative); until the service sees it."""
-        self._file.write_text(f"{seconds:+d}")
-        wait_until(lambda: abs(offset(service) - seconds) < 10, what=lambda: f"{seconds} s, not {offset(service)}")
-
-
-def offset(service: Service) -> float:
-    """By how much the service's clock, as its answers tell, is ahead of the true one."""
-    return parsedate_to_datetime(service.get("/health/live").headers["date"]).timestamp() - time.time()
+        turned = self._file.with_suffix(".turned")
+        turned.write_text(f"{seconds:+d}")
+        turned.rename(self._file)
+        wait_until(
+            lambda: abs(offset(service.url) - seconds) < 10, what=lambda: f"{seconds} s, not {offset(service.url)}"
+        )
 
 
 def statuses(service: Service, client: str, count: int) -> list[int]:

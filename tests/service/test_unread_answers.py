@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from bi_query.access import Role
+from bi_query.keys import KeyFile
 
 from tests.support.readers import asked, connect, get, large_sql, post_sql
 from tests.support.service import Service, wait_until
@@ -86,12 +88,14 @@ def test_two_hundred_who_never_read_fill_the_budget_and_nothing_else(serve: Call
         max_connections=1000,
         queue_timeout_seconds=300,
         send_timeout_seconds=10,
+        trusted_proxies="127.0.0.1/32",
     )
+    requests = [post_sql(large_sql(n), {"X-Forwarded-For": f"192.0.2.{n}"}) for n in range(CLIENTS)]
     assert service.sql(large_sql(-1)).status_code == 200
     before = memory(service, "VmRSS")
     watcher = Watcher(service)
     watcher.start()
-    with asked("127.0.0.1", service.port, [post_sql(large_sql(n)) for n in range(CLIENTS)]) as connections:
+    with asked("127.0.0.1", service.port, requests) as connections:
         wait_until(lambda: service.metric("bi_unsent_refusals_total") > 0, 60, what="the budget to be full")
         wait_until(lambda: service.metric("bi_engine_wait_seconds_count") > CLIENTS, 120, what="everybody's turn")
         wait_until(lambda: all_answered(service), 60, what="everybody to be answered")
@@ -132,6 +136,28 @@ def test_what_does_not_fit_says_when_to_ask_again_and_small_answers_do_not_notic
         assert service.sql("select i from range(20000) r(i)").json()["row_count"] == 20000
     wait_until(lambda: unsent(service) == 0, what="the budget to be given back once its holder is gone")
     assert service.sql(large_sql(2)).status_code == 200
+
+
+def test_one_client_that_asks_and_never_reads_leaves_room_for_a_large_answer_of_another(
+    small: Small, serve: Callable[..., Service]
+) -> None:
+    file = small.root / "keys.json"
+    ana, bob = ({"X-API-Key": KeyFile(file).add(name, Role.ANALYST)[0]} for name in ("ana", "bob"))
+    service = serve(keys_file=file, unsent_max_bytes=34 * MIB, max_result_bytes=9 * MIB, queue_timeout_seconds=60)
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(n), ana) for n in range(12)]):
+        # Some already while they were made: what is refused is counted until it is let go of.
+        wait_until(
+            lambda: service.metric("bi_unsent_refusals_total") == 10, 60, what="two to be sent, the rest refused"
+        )
+        wait_until(lambda: 15 * MIB < unsent(service) < 17 * MIB, what="what was refused to be let go of")
+        other = service.client.post("/api/v1/query", json={"sql": large_sql(20)}, headers=bob)
+        assert (other.status_code, other.json()["row_count"]) == (200, 30_000)
+        refused = service.client.post("/api/v1/query", json={"sql": large_sql(21)}, headers=ana)
+        assert (refused.status_code, refused.json()["code"]) == (503, "unsent_full")
+        assert "you have not read" in refused.json()["detail"]
+        assert service.client.post("/api/v1/query", json={"sql": "select 1 as n"}, headers=ana).status_code == 200
+    wait_until(lambda: unsent(service) == 0, what="the budget to be given back")
+    assert service.client.post("/api/v1/query", json={"sql": large_sql(21)}, headers=ana).status_code == 200
 
 
 def test_the_same_answer_is_counted_and_held_once_for_all_who_are_sent_it(serve: Callable[..., Service]) -> None:
@@ -191,6 +217,55 @@ def test_small_answers_that_nobody_reads_are_cut_off_too(serve: Callable[..., Se
             while connection.recv(65536):
                 pass
     wait_until(lambda: service.metric("http_requests_in_progress") <= 1)
+
+
+@pytest.mark.parametrize(("rows", "left"), [(600, 170_000), (30_000, 150_000)])
+def test_the_rest_of_a_last_answer_that_nobody_reads_is_cut_off(
+    serve: Callable[..., Service], rows: int, left: int
+) -> None:
+    # More is left than the two systems hold, and too little for the transport to say that nobody reads.
+    service = serve(send_timeout_seconds=1.0)
+    size = len(service.sql(large_sql(1, rows)).content)
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(1, rows), {"Connection": "close"})]) as [connection]:
+        received = len(connection.recv(1))
+        while received < size - left:
+            more = connection.recv(min(65536, size - left - received))
+            assert more, "cut off already"
+            received += len(more)
+        assert_is_cut_off(service, connection)
+
+
+def test_the_rest_of_an_answer_whose_client_asks_nothing_more_and_reads_nothing_is_cut_off(
+    serve: Callable[..., Service],
+) -> None:
+    service = serve(send_timeout_seconds=1.0)
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(1, 600))]) as [connection]:
+        assert connection.recv(1) == b"H"
+        connection.shutdown(socket.SHUT_WR)
+        assert_is_cut_off(service, connection)
+
+
+def assert_is_cut_off(service: Service, connection: socket.socket) -> None:
+    wait_until(lambda: cuts(service) == 1, what="the connection to be cut")
+    with pytest.raises(ConnectionResetError):
+        while connection.recv(65536):
+            pass
+
+
+def test_a_last_answer_is_read_slowly_to_its_end(serve: Callable[..., Service]) -> None:
+    service = serve(send_timeout_seconds=2.0)
+    right = service.sql(large_sql(1, 930)).content
+    with asked("127.0.0.1", service.port, [post_sql(large_sql(1, 930), {"Connection": "close"})]) as [connection]:
+        received = b""
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            received += connection.recv(1500)
+            time.sleep(0.1)
+        assert len(received) < 100_000, "that was not slow"
+        while more := connection.recv(65536):
+            received += more
+    assert received.partition(b"\r\n\r\n")[2] == right
+    assert cuts(service) == 0
 
 
 def test_who_is_cut_off_is_counted_as_gone(serve: Callable[..., Service]) -> None:

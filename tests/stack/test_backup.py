@@ -326,6 +326,11 @@ def test_after_a_restore_that_was_killed_nothing_is_deleted_and_one_command_lead
     saving = saved.program("python3", "infra/backup.py", str(tmp_path / "backups"))
     assert saving.returncode == 1 and "a restore has not come to its end" in saving.stderr
     assert list((tmp_path / "backups").iterdir()) == []
+    for start in (["infra/up.sh", *SERVICES], ["python3", "infra/deploy.py", "--no-build"]):
+        started = saved.program(*start)
+        assert started.returncode == 1, start
+        assert "make restore UNDO=1 puts them back" in started.stderr and "KEEP=1" in started.stderr, started.stderr
+    assert saved.inspect() == [], "something was started"
     undone = saved.program("python3", "infra/restore.py", *SERVICES, UNDO="1")
     assert undone.returncode == 0, undone.stdout + undone.stderr
     assert files(saved, *before.files) == there

@@ -26,9 +26,9 @@ def connect(host: str, port: int) -> socket.socket:
     return connection
 
 
-def get(path: str) -> bytes:
-    """A GET request's bytes."""
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+def get(path: str, *lines: str) -> bytes:
+    """A GET request's bytes; `lines` are more lines of its head."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
 
 
 def post_sql(sql: str, headers: Mapping[str, str] | None = None) -> bytes:

@@ -639,6 +639,24 @@ def test_closing_stops_what_outlives_the_grace(published: Small) -> None:
     asyncio.run(story())
 
 
+def test_who_leaves_while_the_service_closes_is_no_rejection(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, max_running_queries=1) as b:
+            running = b.ask(ENDLESS)
+            await b.until(lambda: b.running() == 1)
+            waiting = b.ask(ENDLESS)
+            await b.until(lambda: b.waiting() == 1)
+            closing = asyncio.create_task(b.engine.close(PATIENCE_SECONDS))
+            await asyncio.sleep(0)
+            for left in (waiting, running):
+                left.cancel()
+            await closing
+            assert b.number("bi_engine_rejections_total", reason="shutdown") == 0
+            assert b.outcome("cancelled") == 2
+
+    asyncio.run(story())
+
+
 def test_cursors_are_reused_and_no_more_than_run_at_once(published: Small) -> None:
     async def story() -> None:
         async with bench(published, max_connections=100) as b:

@@ -16,6 +16,8 @@ import duckdb
 import pytest
 from bi_query import publish as publish_module
 from bi_query.errors import PublishError
+from bi_query.inputs import inputs
+from bi_query.parquet_files import find_damaged
 from bi_query.publish import How, Published
 from bi_query.settings import load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
@@ -493,3 +495,29 @@ def test_results_do_not_depend_on_how_many_cores_publish(tmp_path: Path) -> None
         small.publish(max_running_queries=cores)
         rows.append(table(small, "select shop, amount, (select count(*) from sales) from sales_by_shop order by 1"))
     assert rows[0] == rows[1]
+
+
+def test_a_file_for_which_there_is_no_memory_is_not_blamed_for_another(tmp_path: Path) -> None:
+    large, bad = tmp_path / "large.parquet", tmp_path / "bad.parquet"
+    with duckdb.connect() as connection:
+        rows = "select repeat(md5(i::varchar), 1000) as text from range(2000) r(i)"
+        connection.execute(f"copy ({rows}) to '{large}' (row_group_size 2000, compression uncompressed)")
+        connection.execute(f"copy (select 1 as n) to '{bad}'")
+    content = bytearray(bad.read_bytes())
+    content[4:12] = b"\xff" * 8
+    bad.write_bytes(content)
+    little, enough = 2_000_000, 1_000_000_000
+    assert find_damaged((large,), little) is None
+    assert find_damaged((large, bad), little) == bad
+    assert find_damaged((large, bad), enough) == bad
+
+
+def test_what_is_a_writers_own_is_no_data(small: Small) -> None:
+    folder = small.root / "others"
+    for name in (".hidden.parquet", "_draft.parquet", "_staging/part.parquet", ".trash/old.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(small.data / "versions.parquet", folder / name)
+    settings = load_settings(data_dir=folder, snapshot_dir=small.root / "none", demo_when_empty=True)
+    assert inputs(settings).is_demo
+    (folder / "_draft.parquet").rename(folder / "draft.parquet")
+    assert not inputs(settings).is_demo

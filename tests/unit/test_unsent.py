@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +17,7 @@ from bi_query.errors import ConfigurationError, Overloaded
 from bi_query.http_protocol import impatient, keep_little_in_the_kernel
 from bi_query.metrics import Metrics
 from bi_query.settings import load_settings
-from bi_query.unsent import LARGE_BYTES, Unsent
+from bi_query.unsent import LARGE_BYTES, Held, Unsent
 
 from tests.support.readers import connect, get
 from tests.support.service import free_port, wait_until
@@ -82,15 +84,54 @@ def test_the_same_answer_is_held_once(metrics: Metrics) -> None:
     unsent = Unsent(10 * MIB, metrics)
     claim = unsent.claim()
     claim.grow(4 * MIB)
-    first = unsent.hold('"a"', 4 * MIB, lambda: b"x" * 4 * MIB, claim)
+    first = unsent.hold("ana", '"a"', 4 * MIB, lambda: b"x" * 4 * MIB, claim)
     del claim
-    others = [unsent.hold('"a"', 4 * MIB, lambda: b"x" * 4 * MIB, None) for _ in range(20)]
+    others = [unsent.hold(f"{n % 5}", '"a"', 4 * MIB, lambda: b"x" * 4 * MIB, None) for n in range(20)]
     assert all(other.body is first.body for other in others)
     assert counted(metrics) == 4 * MIB
     del first
     assert counted(metrics) == 4 * MIB
     others.clear()
     assert counted(metrics) == 0
+
+
+def test_one_client_is_sent_half_of_the_budget_and_an_answer_twice_for_the_price_of_one(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+
+    def hold(client: str, etag: str, size: int) -> Held:
+        return unsent.hold(client, etag, size, lambda: bytes(size), None)
+
+    ana = [hold("ana", "a", 2 * MIB), hold("ana", "b", 3 * MIB)]
+    ana.append(hold("ana", "b", 3 * MIB))
+    with pytest.raises(Overloaded, match="you have not read") as refused:
+        hold("ana", "c", MIB)
+    assert refused.value.code == "unsent_full"
+    assert metrics.registry.get_sample_value("bi_unsent_refusals_total") == 1
+    bob = [hold("bob", "d", 2 * MIB), hold("bob", "b", 3 * MIB)]
+    assert counted(metrics) == 7 * MIB
+    ana.pop(0)
+    ana.append(hold("ana", "c", MIB))
+    del refused, ana, bob
+    assert counted(metrics) == 0
+    assert unsent._shares == {}
+
+
+def test_one_answer_is_sent_to_a_client_however_large_it_is(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    held = unsent.hold("ana", "a", 9 * MIB, lambda: bytes(9 * MIB), None)
+    with pytest.raises(Overloaded):
+        unsent.hold("ana", "b", LARGE_BYTES, lambda: bytes(LARGE_BYTES), None)
+    assert counted(metrics) == len(held.body)
+
+
+def test_what_the_budget_refuses_is_of_nobodys_share(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    full = unsent.claim()
+    full.grow(9 * MIB)
+    with pytest.raises(Overloaded, match="clients have not read"):
+        unsent.hold("ana", "a", 2 * MIB, lambda: bytes(2 * MIB), None)
+    full.settle(0)
+    assert unsent._shares == {}
 
 
 def test_threads_that_take_and_give_back_at_once_leave_nothing_behind(metrics: Metrics) -> None:
@@ -139,19 +180,22 @@ class _Answers:
         self.cuts += 1
 
 
-@pytest.mark.parametrize(("size", "cuts"), [(1000, 0), (170_000, 1)])
-def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size: int, cuts: int) -> None:
-    # 170,000 bytes: what the two systems do not hold is too little for the transport to say that nobody reads.
+IDLE_SECONDS = 1
+
+
+@contextlib.contextmanager
+def answering(size: int, send_timeout_seconds: float) -> Iterator[tuple[_Answers, uvicorn.Server, int]]:
+    """A server that closes idle connections soon, and its port."""
     app, port = _Answers(size), free_port()
     config = uvicorn.Config(
         app,
         port=port,
-        http=impatient(3600),
+        http=impatient(send_timeout_seconds),
         loop="uvloop",
         lifespan="off",
         log_config=None,
         proxy_headers=False,
-        timeout_keep_alive=1,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
@@ -160,11 +204,49 @@ def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
         thread.start()
         try:
-            with connect("127.0.0.1", port) as connection:
-                connection.sendall(get("/"))
-                wait_until(lambda: server.server_state.total_requests == 1)
-                wait_until(lambda: not server.server_state.connections, what="the connection to end")
+            yield app, server, port
         finally:
             server.should_exit = True
             thread.join(20)
-    assert app.cuts == cuts
+
+
+# 170,000 bytes: what the two systems do not hold is too little for the transport to say that nobody reads.
+@pytest.mark.parametrize(("size", "cuts"), [(1000, 0), (170_000, 1)])
+def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size: int, cuts: int) -> None:
+    with answering(size, 1.0) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        wait_until(lambda: server.server_state.total_requests == 1)
+        wait_until(lambda: not server.server_state.connections, what="the connection to end")
+        assert app.cuts == cuts
+
+
+def test_an_idle_connection_whose_answer_is_read_slowly_ends_when_it_is_read() -> None:
+    size, send_timeout_seconds = 190_000, 3.0
+    with answering(size, send_timeout_seconds) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        received = b""
+        # Longer than it may be idle and then stand still; meanwhile the transport has something to write all the time.
+        until = time.monotonic() + IDLE_SECONDS + send_timeout_seconds + 0.5
+        while time.monotonic() < until:
+            received += connection.recv(1000)
+            time.sleep(0.1)
+        assert len(received) < 50_000, "that was not slow"
+        while more := connection.recv(65536):
+            received += more
+        assert received.partition(b"\r\n\r\n")[2] == b"x" * size
+        wait_until(lambda: not server.server_state.connections, what="the connection to end")
+        assert app.cuts == 0
+
+
+def test_who_asks_again_while_the_last_answer_is_still_being_read_is_answered() -> None:
+    with answering(170_000, 3.0) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        wait_until(lambda: server.server_state.total_requests == 1)
+        (protocol,) = server.server_state.connections
+        wait_until(lambda: protocol._is_idle, what="its time to be over")
+        connection.sendall(get("/", "Connection: close"))
+        received = b""
+        while more := connection.recv(65536):
+            received += more
+        assert received.count(b"HTTP/1.1 200 OK") == 2 and received.count(b"x") == 2 * 170_000
+        assert app.cuts == 0

@@ -33,7 +33,8 @@ _STOP_WITHIN_SECONDS = 5.0
 _SPILL_LOOK_SECONDS = 0.5
 _MEMORY_WAITS_SECONDS = (0.1, 0.4, 1.3)
 
-Stop = Literal["timeout", "cancelled", "spilled"]
+Stop = Literal["timeout", "cancelled", "shutdown", "spilled"]
+_OUTCOMES = {"timeout": "timeout", "cancelled": "cancelled", "shutdown": "cancelled", "spilled": "error"}
 
 
 class _Run:
@@ -156,7 +157,7 @@ class Engine:
         run.stopped = why
         if run.lane.leave_queue(run):
             self._metrics.engine_queries.labels(run.job.query, "cancelled").inc()
-            self._end(run, self._stopped())
+            self._end(run, self._stopped(why))
         else:
             self._interrupt(run)
 
@@ -213,9 +214,9 @@ class Engine:
         self._metrics.engine_rejections.labels(reason).inc()
         return Overloaded(reason, text, retry_after_seconds=1 if reason == "shutdown" else 2)
 
-    def _stopped(self) -> ProblemError:
+    def _stopped(self, why: Stop) -> ProblemError:
         """Why a query was stopped early: nobody waits for it any more, or the service cannot."""
-        if self._closing:
+        if why == "shutdown":
             return self._refusal("shutdown", "the service is stopping and the query took too long; ask again")
         return QueryCancelled("client_closed_request", "the client went away and its query was stopped")
 
@@ -225,12 +226,10 @@ class Engine:
             run.call.snapshot.is_broken = True  # DuckDB refuses every later query on this instance
         if isinstance(error, duckdb.InterruptException) and stopped is None:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
-        outcome = ("error" if stopped == "spilled" else stopped) or (
-            "refused" if isinstance(error, Overloaded) else "error"
-        )
+        outcome = _OUTCOMES[stopped] if stopped else "refused" if isinstance(error, Overloaded) else "error"
         self._metrics.engine_queries.labels(job.query, outcome).inc()
-        if stopped == "cancelled":
-            return self._stopped()
+        if stopped in ("cancelled", "shutdown"):
+            return self._stopped(stopped)
         if stopped == "timeout":
             text = f"the query ran longer than {run.timeout_seconds:g} s and was stopped; narrow it or aggregate more"
             return QueryTimeout("query_timeout", text)
@@ -245,7 +244,7 @@ class Engine:
         self._closing = True
         await self._ended_within(grace_seconds)
         for run in self._runs():
-            self._stop(run, "cancelled")
+            self._stop(run, "shutdown")
         await self._ended_within(_STOP_WITHIN_SECONDS)
         for lane in (self._named, self._ad_hoc):
             lane.close()

@@ -239,7 +239,8 @@ def respond(scope: Scope, result: Result, quota: Quota, unsent: Unsent) -> Respo
         return entry.raw() if answer is None else answer.encoded.body
 
     if size >= LARGE_BYTES:
-        return InPieces(unsent.hold(entry.etag, size, body, None if answer is None else answer.claim), headers)
+        client: str = scope["state"]["principal"].client
+        return InPieces(unsent.hold(client, entry.etag, size, body, None if answer is None else answer.claim), headers)
     return Ready(body(), 200, headers)
 
 

@@ -79,6 +79,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _watch: asyncio.TimerHandle | None = None
     _unread_bytes = 0
     _moved_at = 0.0
+    _is_idle = False
+    """Nothing is asked any more, and what is left of the last answer has to be read before the connection ends."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -87,12 +89,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client is slower than its answer: from now on somebody looks whether it reads at all."""
         super().pause_writing()
-        self._unread_bytes, self._moved_at = self._unread(), self.loop.time()
-        self._look_later()
+        self._look_from_now_on()
 
     def resume_writing(self) -> None:
-        """It has read."""
-        self._look_no_more()
+        """It has read; of a last answer what is left is little, and has to leave all the same."""
+        if not self._ends_when_read:
+            self._look_no_more()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,12 +102,37 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._look_no_more()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """An answer is written. The last one of its connection is watched until it has left: nothing else would end that."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_the_rest()
+
+    def eof_received(self) -> None:
+        """The client asks nothing more: the transport closes, once what was written is read."""
+        super().eof_received()
+        self.loop.call_soon(self._watch_the_rest)
+
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection. One whose last answer was not even read would stay open for its remains."""
+        """Close an idle connection, as soon as its client has read its last answer."""
         if self.transport.get_write_buffer_size() > 0:
-            self._cut()
+            self._is_idle = True
+            self._watch_the_rest()
         else:
             super().timeout_keep_alive_handler()
+
+    @property
+    def _ends_when_read(self) -> bool:
+        return self._is_idle or self.transport.is_closing()
+
+    def _watch_the_rest(self) -> None:
+        if self._watch is None and self.transport.get_write_buffer_size() > 0:
+            self._look_from_now_on()
+
+    def _look_from_now_on(self) -> None:
+        self._look_no_more()
+        self._unread_bytes, self._moved_at = self._unread(), self.loop.time()
+        self._look_later()
 
     def _look_later(self) -> None:
         self._watch = self.loop.call_later(self.send_timeout_seconds / _LOOKS_PER_TIMEOUT, self._look)
@@ -116,6 +143,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._watch = None
 
     def _look(self) -> None:
+        if self._ends_when_read and self.transport.get_write_buffer_size() == 0:
+            self._look_no_more()
+            super().timeout_keep_alive_handler()  # what the system still holds does not keep it from closing
+            return
         unread, now = self._unread(), self.loop.time()
         if unread < self._unread_bytes:
             self._unread_bytes, self._moved_at = unread, now
@@ -132,6 +163,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             here += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
         return here
 
+    def _close(self) -> None:
+        self.transport.close()
+        self._watch_the_rest()
+
     def _cut(self) -> None:
         # What is unread is thrown away, by the system too; a polite close would wait for it to be read.
         _set_option(
@@ -145,6 +180,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Parse, and give up on a head, or on framing of a body, that does not end."""
         if self._is_last:
             return
+        if self._is_idle:
+            self._is_idle = False
+            if not self.flow.write_paused:
+                self._look_no_more()
         self._at_once_left = _AT_ONCE_PER_READ
         self._head_bytes += len(data)
         self._framing_bytes += len(data)
@@ -156,7 +195,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge("headers_too_large", detail), b"Request Header Fields Too Large")
         elif self._framing_bytes > MAX_HEAD_BYTES + _FRAMING_PER_BODY_BYTE * self._body_bytes:
             logger.warning("a request's framing has no end: its connection is cut")
-            self.transport.close()
+            self._close()
 
     def on_message_begin(self) -> None:
         """A new head starts."""
@@ -223,7 +262,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             b"x-request-id: %s\r\nconnection: close\r\n\r\n%s"
             % (problem.status, phrase, PROBLEM_MEDIA_TYPE.encode(), len(body), request_id.encode(), body)
         )
-        self.transport.close()
+        self._close()
         if isinstance(self.app, Counts):
             self.app.refused(problem.status)
 

@@ -93,7 +93,10 @@ def _check_schema(path: Path, nodes: list[tuple[bool | None, int]]) -> None:
 
 
 def find_damaged(paths: tuple[Path, ...], memory_bytes: int) -> Path | None:
-    """The first file that cannot be read by itself; None when each of them can, or when looking takes too long."""
+    """The first file that cannot be read by itself; None when each of them can, or when looking takes too long.
+
+    One for which there is no memory now may be as good as any other.
+    """
     # Connections of its own: some errors of the engine close the whole database they happened in.
     for path in paths:
         with duckdb.connect(config={"memory_limit": f"{memory_bytes}B"}) as connection:
@@ -103,6 +106,8 @@ def find_damaged(paths: tuple[Path, ...], memory_bytes: int) -> Path | None:
                 connection.fetchall()
             except duckdb.InterruptException:
                 return None
+            except (duckdb.OutOfMemoryException, MemoryError):
+                continue
             except duckdb.Error:
                 return path
     return None

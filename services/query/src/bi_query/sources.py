@@ -64,9 +64,7 @@ def discover(data_dir: Path) -> list[Source]:
     if not data_dir.is_dir():
         raise PublishError(f"data folder {data_dir} does not exist; set BI_DATA_DIR to a folder with .parquet files")
     found: dict[str, Source] = {}
-    for entry in sorted(data_dir.iterdir()):
-        if entry.name.startswith((".", "_")):
-            continue
+    for entry in _entries(data_dir):
         source = _source(entry)
         if source is None:
             continue
@@ -81,7 +79,12 @@ def discover(data_dir: Path) -> list[Source]:
 
 def has_data(data_dir: Path) -> bool:
     """Whether there is anything to publish, be it damaged. Raises `PublishError`, `OSError`."""
-    return data_dir.is_dir() and any(_source(entry) is not None for entry in data_dir.iterdir())
+    return data_dir.is_dir() and any(_source(entry) is not None for entry in _entries(data_dir))
+
+
+def _entries(data_dir: Path) -> list[Path]:
+    """What may be a table; hidden names and those that begin with an underscore are a writer's own."""
+    return sorted(entry for entry in data_dir.iterdir() if not entry.name.startswith((".", "_")))
 
 
 def _source(entry: Path) -> Source | None:
