@@ -136,14 +136,18 @@ def test_an_instance_that_was_lent_out_is_given_to_nobody_else_and_reused_when_i
     snapshot.retire()
 
 
+def threads_of_this_process() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_an_instance_costs_no_more_threads_than_it_computes_with(small: Small) -> None:
     """Each thread's stack counts against the memory that the process may have, used or not."""
     snapshot = opened(small)
-    before = len(os.listdir("/proc/self/task"))
+    before = threads_of_this_process()
     with snapshot.instance(private=True) as database:
         database.take_cursor().execute("select sum(amount) from sales").fetchall()
-        assert len(os.listdir("/proc/self/task")) - before <= small.settings().max_running_queries
+        assert threads_of_this_process() - before <= small.settings().max_running_queries
     snapshot.retire()
 
 
