@@ -133,26 +133,36 @@ class Cache:
 
     async def _fill(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         """Ask Redis, else compute."""
-        if self._redis is not None and freshness.fresh_seconds > 0:
-            entry = await self._from_redis(key)
-            if entry is not None:
-                return Served(entry, "hit" if entry.is_fresh(time.time()) else "stale", "redis")
+        if self._redis is None or freshness.fresh_seconds <= 0:
+            return await self._compute(key, freshness, compute, None)
+        token, started = secrets.token_hex(8), time.monotonic()
+        found: Entry | Lease | Literal["none", "unknown"] = "unknown"
+        try:
+            found = await self._redis.get_or_lock(key, token, LEASE_MS)
+        finally:
+            if found == "unknown":  # or cancelled
+                self._spawn(self._redis.unlock(key, token))
+        if isinstance(found, Lease):
+            return await self._compute(key, freshness, compute, found)
+        if isinstance(found, Entry) and self._adopt(key, found, started):
+            return Served(found, "hit" if found.is_fresh(time.time()) else "stale", "redis")
         return await self._compute_once(key, freshness, compute)
 
-    async def _from_redis(self, key: CacheKey) -> Entry | None:
-        """A usable entry of the shared tier, copied into this process."""
+    def _adopt(self, key: CacheKey, entry: Entry, asked: float) -> bool:
+        """Copy an entry of the shared tier, asked for at `asked`, into this process; whether it is usable at all."""
+        if not entry.is_usable(time.time()):
+            return False
+        if not self._invalidations.since(asked, key.label):
+            self._memory.put(key.text, entry)
+        return True
+
+    async def _fresh_in_redis(self, key: CacheKey) -> Entry | None:
         assert self._redis is not None  # noqa: S101 - narrows the type; callers checked
         started = time.monotonic()
         entry = await self._redis.get(key)
-        if entry is None or not entry.is_usable(time.time()):
+        if entry is None or not self._adopt(key, entry, started):
             return None
-        if not self._invalidations.since(started, key.label):
-            self._memory.put(key.text, entry)
-        return entry
-
-    async def _fresh_in_redis(self, key: CacheKey) -> Entry | None:
-        entry = await self._from_redis(key)
-        return entry if entry is not None and entry.is_fresh(time.time()) else None
+        return entry if entry.is_fresh(time.time()) else None
 
     async def _compute_once(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         """Compute under the lease that one process can have, or take what the process that has it stores."""
@@ -189,9 +199,8 @@ class Cache:
         """Store in Redis, then unlock: waiting processes look for the entry when the lock goes."""
         if self._redis is None:
             return
-        if entry is not None:
-            await self._redis.set(key, entry, lease.epoch)
-        await self._redis.unlock(key, lease.token)
+        if entry is None or not await self._redis.set(key, entry, lease.epoch, lease.token):
+            await self._redis.unlock(key, lease.token)
 
     async def _renew(self, key: CacheKey, lease: Lease) -> None:
         while self._redis is not None:
