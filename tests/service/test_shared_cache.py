@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,17 @@ from bi_query.metrics import Metrics
 from bi_query.redis_tier import Lease, RedisTier
 from bi_query.settings import load_settings
 
-from tests.support.cache_room import SLOW_SIZE, Pair, echoed, label_text, make_room, result_of, serving, together
+from tests.support.cache_room import (
+    ENDLESS_SIZE,
+    SLOW_SIZE,
+    Pair,
+    echoed,
+    label_text,
+    make_room,
+    result_of,
+    serving,
+    together,
+)
 from tests.support.redis_server import RedisServer, redis_running
 from tests.support.service import Service, wait_until
 from tests.support.small import Small
@@ -136,6 +147,20 @@ def test_when_the_computing_process_is_killed_the_other_computes(pair: Pair) -> 
         answer = together(3, ask)[1]
     assert answer is not None
     assert result_of(answer) == ("miss", "engine")
+
+
+def test_a_lease_is_renewed_while_its_holder_computes_and_given_back_when_nobody_waits(pair: Pair) -> None:
+    def left_ms() -> int:
+        [name] = pair.redis.client.keys("bi:lock:*slow*")
+        return int(pair.redis.client.pttl(name))
+
+    with socket.create_connection(("127.0.0.1", pair.a.port), 30) as client:
+        client.sendall(f"GET /api/v1/queries/slow?size={ENDLESS_SIZE} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        for _ in range(2):
+            wait_until(lambda: 0 < left_ms() < 2500, what="a part of the lease to pass")
+            wait_until(lambda: left_ms() > 2500, what="the lease to be renewed")
+    wait_until(lambda: not pair.redis.client.keys("bi:lock:*"), what="the lease to be given back")
+    assert not pair.entries("slow")
 
 
 def test_a_waiting_process_whose_holder_fails_tries_itself(pair: Pair) -> None:

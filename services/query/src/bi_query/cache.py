@@ -19,7 +19,7 @@ from .catalogue import Freshness
 from .departure import end
 from .engine_call import Answer
 from .entries import CacheKey, Entry
-from .flights import LEASE_MS, Flight, Flights, take_turn
+from .flights import LEASE_MS, Flight, Flights, Renewal, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
 from .metrics import Metrics
@@ -181,7 +181,7 @@ class Cache:
 
     async def _compute(self, key: CacheKey, freshness: Freshness, compute: Compute, lease: Lease | None) -> Served:
         started = time.monotonic()
-        renewing = asyncio.ensure_future(self._renew(key, lease)) if lease else None
+        renewal = Renewal(lambda: self._renew(key, lease)) if lease is not None else None
         entry: Entry | None = None
         try:
             answer = await compute()
@@ -190,8 +190,8 @@ class Cache:
                 entry = made
             return Served(made, "miss", "none", answer)
         finally:
-            if renewing is not None:
-                renewing.cancel()
+            if renewal is not None:
+                renewal.end()
             if lease is not None:
                 self._spawn(self._share(key, entry, lease))
 
@@ -202,10 +202,9 @@ class Cache:
         if entry is None or not await self._redis.set(key, entry, lease.epoch, lease.token):
             await self._redis.unlock(key, lease.token)
 
-    async def _renew(self, key: CacheKey, lease: Lease) -> None:
-        while self._redis is not None:
-            await asyncio.sleep(LEASE_MS / 3000)
-            await self._redis.renew(key, lease.token, LEASE_MS)
+    def _renew(self, key: CacheKey, lease: Lease) -> None:
+        if self._redis is not None:
+            self._spawn(self._redis.renew(key, lease.token, LEASE_MS))
 
     def _keep(self, key: CacheKey, entry: Entry, started: float) -> bool:
         """Put into the memory tier if it may be stored at all; whether it may."""
