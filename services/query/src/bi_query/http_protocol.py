@@ -75,6 +75,14 @@ class Outbox:
     def __init__(self) -> None:
         self._answers: list[tuple[asyncio.Transport, bytes]] = []
         self._bytes = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+
+    def head_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The server's own headers as lines; uvicorn makes a new list of them each second."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, lines(headers)
+        return self._lines
 
     def put(self, transport: asyncio.Transport, answer: bytes) -> None:
         """Write `answer` before the event loop waits again; sooner when many have gathered."""
@@ -227,7 +235,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if answer is None:
             super()._start_asgi_task(cycle, app)
             return
-        status_line, default = STATUS_LINE[answer.status], lines(self.server_state.default_headers)
+        status_line, default = STATUS_LINE[answer.status], self.outbox.head_lines(self.server_state.default_headers)
         self.outbox.put(self.transport, b"%s%s%s\r\n%s" % (status_line, default, answer.head, answer.body))
         cycle.response_started = cycle.response_complete = True
         self._at_once_left -= 1
