@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +44,23 @@ class Connection:
             headers[name] = value
         return status, headers, self._stream.read(int(headers.get("content-length", 0)))
 
+    def close(self) -> None:
+        self._stream.close()
+        self.socket.close()
+
     def is_closed(self) -> bool:
         return self._stream.read(1) == b""
+
+
+def test_who_says_at_once_that_it_asks_nothing_more_gets_its_answers(serve: Callable[..., Service]) -> None:
+    service = serve()
+    service.query("shops")
+    for _ in range(50):
+        connection = Connection(service)
+        connection.socket.sendall(SHOPS * 3)
+        connection.socket.shutdown(socket.SHUT_WR)
+        assert [connection.answer()[0] for _ in range(3)] == [200, 200, 200]
+        connection.close()
 
 
 def test_the_short_way_and_the_long_give_the_same_answer(serve: Callable[..., Service]) -> None:
@@ -100,6 +117,36 @@ def test_pipelined_requests_are_answered_in_their_order(serve: Callable[..., Ser
     assert [headers["x-request-id"] for _, headers, _ in answers] == ["slow", *(f"hit-{n}" for n in range(600))]
     assert {status for status, _, _ in answers} == {200}
     assert len({body for _, _, body in answers[1:]}) == 1
+
+
+def test_what_ends_a_connection_comes_after_the_answers_before_it(serve: Callable[..., Service]) -> None:
+    service = serve()
+    service.query("shops")
+    connection = Connection(service)
+    answers = connection.ask(SHOPS, SHOPS, b"no HTTP\r\n\r\n")
+    assert [status for status, _, _ in answers] == [200, 200, 400]
+    assert connection.is_closed()
+
+
+def test_of_many_who_ask_in_the_same_moment_each_has_its_answer_whoever_leaves(serve: Callable[..., Service]) -> None:
+    service = serve()
+    service.query("shops")
+    connections = [Connection(service) for _ in range(60)]
+    at_once = struct.pack("ii", 1, 0)
+    for turn in range(20):
+        # While the service is held, all of it arrives: it finds everything in one turn of its event loop.
+        service.signal(signal.SIGSTOP)
+        leaving = [Connection(service) for _ in range(20)]
+        for number, connection in enumerate([*connections, *leaving]):
+            connection.socket.sendall(get("/api/v1/queries/shops", f"x-request-id: r-{turn}-{number}"))
+        for connection in leaving:
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            connection.close()
+        service.signal(signal.SIGCONT)
+        for number, connection in enumerate(connections):
+            status, headers, _ = connection.answer()
+            assert (status, headers["x-request-id"]) == (200, f"r-{turn}-{number}")
+    assert "Traceback" not in service.errors()
 
 
 def test_a_client_that_holds_the_answer_is_told_so_and_its_connection_goes_on(serve: Callable[..., Service]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,17 @@ from bi_query.metrics import Metrics
 from bi_query.redis_tier import Lease, RedisTier
 from bi_query.settings import load_settings
 
-from tests.support.cache_room import SLOW_SIZE, Pair, echoed, label_text, make_room, result_of, serving, together
+from tests.support.cache_room import (
+    ENDLESS_SIZE,
+    SLOW_SIZE,
+    Pair,
+    echoed,
+    label_text,
+    make_room,
+    result_of,
+    serving,
+    together,
+)
 from tests.support.redis_server import RedisServer, redis_running
 from tests.support.service import Service, wait_until
 from tests.support.small import Small
@@ -138,12 +149,79 @@ def test_when_the_computing_process_is_killed_the_other_computes(pair: Pair) -> 
     assert result_of(answer) == ("miss", "engine")
 
 
+def test_a_lease_is_renewed_while_its_holder_computes_and_given_back_when_nobody_waits(pair: Pair) -> None:
+    def left_ms() -> int:
+        [name] = pair.redis.client.keys("bi:lock:*slow*")
+        return int(pair.redis.client.pttl(name))
+
+    with socket.create_connection(("127.0.0.1", pair.a.port), 30) as client:
+        client.sendall(f"GET /api/v1/queries/slow?size={ENDLESS_SIZE} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        for _ in range(2):
+            wait_until(lambda: 0 < left_ms() < 2500, what="a part of the lease to pass")
+            wait_until(lambda: left_ms() > 2500, what="the lease to be renewed")
+    wait_until(lambda: not pair.redis.client.keys("bi:lock:*"), what="the lease to be given back")
+    assert not pair.entries("slow")
+
+
 def test_a_waiting_process_whose_holder_fails_tries_itself(pair: Pair) -> None:
     sql = "select ('broken' || count(*))::integer from range(9000) a(i), range(9000) b(j) where (i + j) % 7 = 3"
     answers = together(8, lambda n: (pair.a, pair.b)[n % 2].sql(sql))
     assert {answer.status_code for answer in answers} == {422}
     assert not pair.entries("ad_hoc")
     wait_until(lambda: not pair.redis.client.keys("bi:lock:*"), what="the leases to be given back")
+
+
+def asked_of(redis: RedisServer) -> dict[str, int]:
+    """How often each kind of command was run, those within scripts too."""
+    found: dict[str, dict[str, int]] = redis.client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): counts["calls"] for name, counts in found.items()}
+
+
+def test_a_miss_asks_redis_twice(pair: Pair) -> None:
+    pair.redis.client.config_resetstat()
+    echoed(pair.a.query("echo", text="counted"))
+    stored(pair, "echo")
+    wait_until(lambda: not pair.redis.client.keys("bi:lock:*"), what="the lease to be given back")
+    asked = asked_of(pair.redis)
+    assert (asked["eval"], asked["get"]) == (2, 4)  # these four are the scripts' own
+
+
+def test_a_store_that_redis_refuses_gives_the_lease_back(pair: Pair) -> None:
+    def full_while_it_computes(number: int) -> httpx.Response | None:
+        if number == 0:
+            return pair.a.query("slow", size=SLOW_SIZE + 2)
+        wait_until(lambda: pair.redis.client.keys("bi:lock:*"), what="the lease")
+        pair.redis.client.config_set("maxmemory", 1)
+        return None
+
+    pair.redis.client.config_resetstat()
+    try:
+        answer = together(2, full_while_it_computes)[0]
+        assert answer is not None
+        assert result_of(answer) == ("miss", "engine")
+        wait_until(lambda: asked_of(pair.redis).get("del") == 1, what="the lease to be given back")
+        assert not pair.entries("slow")
+    finally:
+        pair.redis.client.config_set("maxmemory", 0)
+
+
+def test_redis_lost_between_lease_and_store_costs_the_answer_nothing(pair: Pair) -> None:
+    def gone_while_it_computes(number: int) -> httpx.Response | None:
+        if number == 0:
+            return pair.a.query("slow", size=SLOW_SIZE + 3)
+        wait_until(lambda: pair.redis.client.keys("bi:lock:*"), what="the lease")
+        pair.redis.kill()
+        return None
+
+    answer = together(2, gone_while_it_computes)[0]
+    assert answer is not None
+    assert result_of(answer) == ("miss", "engine")
+    assert result_of(pair.a.query("slow", size=SLOW_SIZE + 3)) == ("hit", "memory")
+    pair.redis.start()
+    for service in (pair.a, pair.b):
+        wait_until(lambda service=service: service.get("/health/ready").json()["redis"] == "ok", 40, what="redis")  # type: ignore[misc]
+    assert result_of(pair.b.query("echo", text="back")) == ("miss", "engine")
+    stored(pair, "echo")
 
 
 @pytest.mark.parametrize("given", [{"query": "echo"}, {"pattern": "echo/*"}, {"pattern": "*/text=a?/json"}])
@@ -354,6 +432,35 @@ def test_a_lease_belongs_to_its_token(redis: RedisServer) -> None:
         assert redis.client.pttl("bi:lock:" + KEY.text) > 50_000
         await one.unlock(KEY, "one")
         assert not await other.is_locked(KEY)
+
+    with_tiers(redis, scenario)
+
+
+def test_one_command_gives_the_entry_or_else_the_lease(redis: RedisServer) -> None:
+    async def scenario(one: RedisTier, other: RedisTier) -> None:
+        lease = await one.get_or_lock(KEY, "one", 3000)
+        assert isinstance(lease, Lease)
+        assert await other.get_or_lock(KEY, "other", 3000) == "none"
+        assert redis.client.get("bi:lock:" + KEY.text) == b"one"
+        assert await one.set(KEY, an_entry(), lease.epoch, lease.token)
+        assert await other.get_or_lock(KEY, "other", 3000) == await one.get(KEY) != None  # noqa: E711 - an entry, the same
+        assert not redis.client.keys("bi:lock:*")
+
+    with_tiers(redis, scenario)
+
+
+def test_storing_gives_back_no_lease_but_its_own_and_stores_none_that_was_invalidated(redis: RedisServer) -> None:
+    async def scenario(one: RedisTier, other: RedisTier) -> None:
+        lease = await one.get_or_lock(KEY, "one", 3000)
+        assert isinstance(lease, Lease)
+        redis.client.set("bi:lock:" + KEY.text, b"other")  # the lease ended, and another process has one now
+        await other.invalidate("*")
+        assert await one.set(KEY, an_entry(), lease.epoch, lease.token)
+        assert redis.client.get("bi:lock:" + KEY.text) == b"other"
+        assert await one.get(KEY) is None
+        assert await one.set(KEY, an_entry(), lease.epoch, "other")
+        assert await one.get(KEY) is None
+        assert not redis.client.keys("bi:lock:*")
 
     with_tiers(redis, scenario)
 

@@ -21,8 +21,10 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.1
 _FLUSH_BYTES = 32_768
-_MEMBERS = ("time", "request_id", "client", "key", "role", "policy", "method", "endpoint", "status", "code")
+_OF_THE_REQUEST = ("time", "request_id", "client", "key", "role", "policy", "method", "endpoint", "status", "code")
 _OF_THE_QUERY = ("tool", "query", "sql", "params", "question", "snapshot", "cache", "rows", "seconds", "bytes")
+_MEMBERS = (*_OF_THE_REQUEST, *_OF_THE_QUERY)
+_ABSENT = object()
 
 
 class _Rotating(logging.handlers.RotatingFileHandler):
@@ -53,7 +55,7 @@ class AuditLog:
         """Add a line (event loop only)."""
         if not self._text:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        line = {name: fields[name] for name in (*_MEMBERS, *_OF_THE_QUERY) if name in fields}
+        line = {name: value for name in _MEMBERS if (value := fields.get(name, _ABSENT)) is not _ABSENT}
         self._text += json_line(line) + b"\n"
         self._lines += 1
         if len(self._text) >= _FLUSH_BYTES:

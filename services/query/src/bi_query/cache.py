@@ -19,7 +19,7 @@ from .catalogue import Freshness
 from .departure import end
 from .engine_call import Answer
 from .entries import CacheKey, Entry
-from .flights import LEASE_MS, Flight, Flights, take_turn
+from .flights import LEASE_MS, Flight, Flights, Renewal, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
 from .metrics import Metrics
@@ -133,26 +133,36 @@ class Cache:
 
     async def _fill(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         """Ask Redis, else compute."""
-        if self._redis is not None and freshness.fresh_seconds > 0:
-            entry = await self._from_redis(key)
-            if entry is not None:
-                return Served(entry, "hit" if entry.is_fresh(time.time()) else "stale", "redis")
+        if self._redis is None or freshness.fresh_seconds <= 0:
+            return await self._compute(key, freshness, compute, None)
+        token, started = secrets.token_hex(8), time.monotonic()
+        found: Entry | Lease | Literal["none", "unknown"] = "unknown"
+        try:
+            found = await self._redis.get_or_lock(key, token, LEASE_MS)
+        finally:
+            if found == "unknown":  # or cancelled
+                self._spawn(self._redis.unlock(key, token))
+        if isinstance(found, Lease):
+            return await self._compute(key, freshness, compute, found)
+        if isinstance(found, Entry) and self._adopt(key, found, started):
+            return Served(found, "hit" if found.is_fresh(time.time()) else "stale", "redis")
         return await self._compute_once(key, freshness, compute)
 
-    async def _from_redis(self, key: CacheKey) -> Entry | None:
-        """A usable entry of the shared tier, copied into this process."""
+    def _adopt(self, key: CacheKey, entry: Entry, asked: float) -> bool:
+        """Copy an entry of the shared tier, asked for at `asked`, into this process; whether it is usable at all."""
+        if not entry.is_usable(time.time()):
+            return False
+        if not self._invalidations.since(asked, key.label):
+            self._memory.put(key.text, entry)
+        return True
+
+    async def _fresh_in_redis(self, key: CacheKey) -> Entry | None:
         assert self._redis is not None  # noqa: S101 - narrows the type; callers checked
         started = time.monotonic()
         entry = await self._redis.get(key)
-        if entry is None or not entry.is_usable(time.time()):
+        if entry is None or not self._adopt(key, entry, started):
             return None
-        if not self._invalidations.since(started, key.label):
-            self._memory.put(key.text, entry)
-        return entry
-
-    async def _fresh_in_redis(self, key: CacheKey) -> Entry | None:
-        entry = await self._from_redis(key)
-        return entry if entry is not None and entry.is_fresh(time.time()) else None
+        return entry if entry.is_fresh(time.time()) else None
 
     async def _compute_once(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         """Compute under the lease that one process can have, or take what the process that has it stores."""
@@ -171,7 +181,7 @@ class Cache:
 
     async def _compute(self, key: CacheKey, freshness: Freshness, compute: Compute, lease: Lease | None) -> Served:
         started = time.monotonic()
-        renewing = asyncio.ensure_future(self._renew(key, lease)) if lease else None
+        renewal = Renewal(lambda: self._renew(key, lease)) if lease is not None else None
         entry: Entry | None = None
         try:
             answer = await compute()
@@ -180,8 +190,8 @@ class Cache:
                 entry = made
             return Served(made, "miss", "none", answer)
         finally:
-            if renewing is not None:
-                renewing.cancel()
+            if renewal is not None:
+                renewal.end()
             if lease is not None:
                 self._spawn(self._share(key, entry, lease))
 
@@ -189,14 +199,12 @@ class Cache:
         """Store in Redis, then unlock: waiting processes look for the entry when the lock goes."""
         if self._redis is None:
             return
-        if entry is not None:
-            await self._redis.set(key, entry, lease.epoch)
-        await self._redis.unlock(key, lease.token)
+        if entry is None or not await self._redis.set(key, entry, lease.epoch, lease.token):
+            await self._redis.unlock(key, lease.token)
 
-    async def _renew(self, key: CacheKey, lease: Lease) -> None:
-        while self._redis is not None:
-            await asyncio.sleep(LEASE_MS / 3000)
-            await self._redis.renew(key, lease.token, LEASE_MS)
+    def _renew(self, key: CacheKey, lease: Lease) -> None:
+        if self._redis is not None:
+            self._spawn(self._redis.renew(key, lease.token, LEASE_MS))
 
     def _keep(self, key: CacheKey, entry: Entry, started: float) -> bool:
         """Put into the memory tier if it may be stored at all; whether it may."""

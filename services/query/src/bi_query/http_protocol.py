@@ -43,6 +43,7 @@ _KERNEL_UNSENT_BYTES = 131_072
 _LOOKS_PER_TIMEOUT = 8
 _AT_ONCE_PER_READ = 64
 """Of requests sent in one go so many are answered at once; the others take turns with everybody else's."""
+_OUTBOX_ANSWERS, _OUTBOX_BYTES = 16, 65_536
 
 
 @runtime_checkable
@@ -64,8 +65,47 @@ class AnswersAtOnce(Protocol):
         """The answer, or None: call the application."""
 
 
+class Outbox:
+    """Answers at hand of one turn of the event loop, written in a row at its end, for all connections together.
+
+    To wake a reader that sleeps costs the system more than to write. Written one by one, with the next request's work in
+    between, each answer would find its reader asleep again. Every other write to a connection must `flush` before.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[tuple[asyncio.Transport, bytes]] = []
+        self._bytes = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+
+    def head_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The server's own headers as lines; uvicorn makes a new list of them each second."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, lines(headers)
+        return self._lines
+
+    def put(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Write `answer` before the event loop waits again; sooner when many have gathered."""
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._answers.append((transport, answer))
+        self._bytes += len(answer)
+        if len(self._answers) >= _OUTBOX_ANSWERS or self._bytes >= _OUTBOX_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        answers, self._answers, self._bytes = self._answers, [], 0
+        for transport, answer in answers:
+            if not transport.is_closing():
+                transport.write(answer)
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
+
+    outbox: Outbox
+    """Shared by a server's connections."""
 
     send_timeout_seconds = 30.0
     """A client that has taken nothing of its answer for this long is cut off."""
@@ -110,6 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> None:
         """The client asks nothing more: the transport closes, once what was written is read."""
+        self.outbox.flush()
         super().eof_received()
         self.loop.call_soon(self._watch_the_rest)
 
@@ -195,6 +236,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge("headers_too_large", detail), b"Request Header Fields Too Large")
         elif self._framing_bytes > MAX_HEAD_BYTES + _FRAMING_PER_BODY_BYTE * self._body_bytes:
             logger.warning("a request's framing has no end: its connection is cut")
+            self.outbox.flush()
             self._close()
 
     def on_message_begin(self) -> None:
@@ -233,8 +275,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if answer is None:
             super()._start_asgi_task(cycle, app)
             return
-        status_line, default = STATUS_LINE[answer.status], lines(self.server_state.default_headers)
-        self.transport.write(b"%s%s%s\r\n%s" % (status_line, default, answer.head, answer.body))
+        status_line, default = STATUS_LINE[answer.status], self.outbox.head_lines(self.server_state.default_headers)
+        self.outbox.put(self.transport, b"%s%s%s\r\n%s" % (status_line, default, answer.head, answer.body))
         cycle.response_started = cycle.response_complete = True
         self._at_once_left -= 1
         self.on_response_complete()
@@ -254,7 +296,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Refuse what cannot be parsed."""
         self._refuse(BadRequest("bad_request", msg), b"Bad Request")
 
+    def shutdown(self) -> None:
+        """The server ends: so does an idle connection, with all that it was to be sent."""
+        self.outbox.flush()
+        super().shutdown()
+
     def _refuse(self, problem: ProblemError, phrase: bytes) -> None:
+        self.outbox.flush()
         request_id = f"{random.getrandbits(128):032x}"
         body = orjson.dumps(problem.document(request_id))
         self.transport.write(
@@ -269,7 +317,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 def impatient(send_timeout_seconds: float) -> type[BoundedHttpProtocol]:
     """The protocol that cuts off clients who take nothing of their answer for so long."""
-    return type("ImpatientHttpProtocol", (BoundedHttpProtocol,), {"send_timeout_seconds": send_timeout_seconds})
+    members = {"send_timeout_seconds": send_timeout_seconds, "outbox": Outbox()}
+    return type("ImpatientHttpProtocol", (BoundedHttpProtocol,), members)
 
 
 def keep_little_in_the_kernel(listening: Iterable[socket.socket]) -> None:

@@ -48,9 +48,15 @@ _ACQUIRE = """
 if not redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 return redis.call('get', KEYS[2]) or ''
 """
+_LOOK = """
+local entry = redis.call('get', KEYS[1])
+if entry then return entry end
+if not redis.call('set', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
+return {redis.call('get', KEYS[3]) or ''}
+"""
 _STORE = """
-if (redis.call('get', KEYS[2]) or '') ~= ARGV[1] then return 0 end
-redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if (redis.call('get', KEYS[2]) or '') == ARGV[1] then redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+if redis.call('get', KEYS[3]) == ARGV[4] then redis.call('del', KEYS[3]) end
 return 1
 """
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
@@ -86,7 +92,26 @@ class RedisTier:
     async def get(self, key: CacheKey) -> Entry | None:
         """The entry under `key`; None when there is none, Redis is gone, or what it holds is rubbish."""
         data = await self._link.ask("get", lambda: self._read(_ENTRY + key.text), None)
-        if data is None or any(glob.fullmatch(key.label) for glob in self._unsent.values()):
+        return None if data is None else await self._load(key, data)
+
+    async def get_or_lock(self, key: CacheKey, token: str, lease_ms: int) -> Entry | Lease | Literal["none", "unknown"]:
+        """What `get` gives; where Redis holds nothing, the lease to compute it, in the same command.
+
+        "none": nothing that can be used, and no lease. "unknown": Redis did not say; the lease may have been given.
+        """
+
+        async def look() -> bytes | Lease | Literal["none", "unknown"]:
+            names = (_ENTRY + key.text, _LOCK + key.text, _EPOCH)
+            found = await self._eval(_LOOK, names, token, lease_ms)
+            if isinstance(found, list) and len(found) == 1:
+                return Lease(token, _bytes_or_none(found[0]) or _NO_EPOCH)
+            return _bytes_or_none(found) or "none"
+
+        found: bytes | Lease | Literal["none", "unknown"] = await self._link.ask("get", look, "unknown")
+        return (await self._load(key, found) or "none") if isinstance(found, bytes) else found
+
+    async def _load(self, key: CacheKey, data: bytes) -> Entry | None:
+        if any(glob.fullmatch(key.label) for glob in self._unsent.values()):
             return None
         try:
             if len(data) < LARGE_BYTES:
@@ -100,14 +125,17 @@ class RedisTier:
     async def _read(self, name: str) -> bytes | None:
         return _bytes_or_none(await self._link.client.get(name))
 
-    async def set(self, key: CacheKey, entry: Entry, epoch: bytes) -> None:
-        """Store until the entry may not even be served stale, unless something was invalidated since `epoch`."""
+    async def set(self, key: CacheKey, entry: Entry, epoch: bytes, token: str = "") -> bool:
+        """Store until the entry may not even be served stale, unless something was invalidated since `epoch`.
+
+        In the same command gives the lease of `token` back. Whether Redis has done so.
+        """
         ttl_ms = int((entry.stale_until - time.time()) * 1000)
-        if ttl_ms > 0:
-            data = entry.dump(key)
-            await self._link.ask(
-                "set", lambda: self._eval(_STORE, (_ENTRY + key.text, _EPOCH), epoch, data, ttl_ms), None
-            )
+        if ttl_ms <= 0:
+            return False
+        data, names = entry.dump(key), (_ENTRY + key.text, _EPOCH, _LOCK + key.text)
+        done = await self._link.ask("set", lambda: self._eval(_STORE, names, epoch, data, ttl_ms, token), None)
+        return done is not None
 
     async def _eval(self, script: str, names: tuple[str, ...], *arguments: str | bytes | int) -> Any:
         return await self._link.client.eval(script, len(names), *names, *arguments)
