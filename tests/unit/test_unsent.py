@@ -124,6 +124,20 @@ def test_one_answer_is_sent_to_a_client_however_large_it_is(metrics: Metrics) ->
     assert counted(metrics) == len(held.body)
 
 
+def test_what_a_client_could_not_be_sent_is_not_made_for_it(metrics: Metrics) -> None:
+    unsent = Unsent(10 * MIB, metrics)
+    held = unsent.hold("ana", "a", 4 * MIB, lambda: bytes(4 * MIB), None)
+    anas, bobs = unsent.claim("ana"), unsent.claim("bob")
+    anas.grow(MIB)
+    with pytest.raises(Overloaded, match="you have not read"):
+        anas.grow(MIB + 1)
+    bobs.grow(5 * MIB)
+    assert counted(metrics) == 10 * MIB
+    del held
+    bobs.settle(0)
+    anas.grow(9 * MIB)
+
+
 def test_what_the_budget_refuses_is_of_nobodys_share(metrics: Metrics) -> None:
     unsent = Unsent(10 * MIB, metrics)
     full = unsent.claim()

@@ -112,7 +112,7 @@ class Engine:
         lane = self._ad_hoc if job.is_ad_hoc else self._named
         if len(lane.admitted) >= lane.max_admitted:
             raise self._refusal("queue_full", f"{len(lane.admitted)} queries are already admitted; try again shortly")
-        call = Call(snapshot, job, self._limits.within(job.limits), self._plans, self.unsent.claim())
+        call = Call(snapshot, job, self._limits.within(job.limits), self._plans, self.unsent.claim(job.client))
         timeout_seconds = min(job.timeout_seconds or self._query_timeout_seconds, self._query_timeout_seconds)
         run = _Run(job, call, timeout_seconds, lane)
         snapshot.hold()

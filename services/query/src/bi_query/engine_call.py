@@ -25,7 +25,7 @@ class Job:
     """One SELECT to run: `query` is its metric label, `timeout_seconds` None means the service's own.
 
     `views` are run before it, in a connection that nothing else uses afterwards. `limits` None means the service's own;
-    they only ever make those narrower.
+    they only ever make those narrower. `client` is who asked first.
     """
 
     query: str
@@ -35,6 +35,7 @@ class Job:
     timeout_seconds: float | None = None
     views: tuple[str, ...] = ()
     limits: Limits | None = None
+    client: str = ""
 
     @property
     def is_ad_hoc(self) -> bool:

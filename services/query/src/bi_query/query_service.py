@@ -101,7 +101,7 @@ class QueryService:
         with snapshot.lease():  # open while this request uses it, whatever is published meanwhile
             views = await self._named_views(snapshot, query, principal.rows) if principal.rows else ()
             key = self._named_key(snapshot, bound, fmt, principal.scope, limits)
-            job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds, views, limits)
+            job = Job(query.name, query.sql, bound.values, fmt, query.timeout_seconds, views, limits, principal.client)
             return await self._serve(snapshot, key, job, query.freshness, bypass)
 
     async def _named_views(self, snapshot: Snapshot, query: NamedQuery, rows: RowPolicy) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class QueryService:
             digest = blake2b(guarded.normalised.encode() + b"\0" + values, digest_size=20).hexdigest()
             key = CacheKey(snapshot.id, principal.scope, AD_HOC, digest, fmt, _suffix(limits))
             views = principal.rows.views(snapshot.id, guarded.tables) if principal.rows else ()
-            job = Job(AD_HOC, guarded.sql, params, fmt, views=views, limits=limits)
+            job = Job(AD_HOC, guarded.sql, params, fmt, views=views, limits=limits, client=principal.client)
             return await self._serve(snapshot, key, job, self.catalogue.ad_hoc_freshness, bypass)
 
     async def _serve(self, snapshot: Snapshot, key: CacheKey, job: Job, freshness: Freshness, bypass: bool) -> Result:

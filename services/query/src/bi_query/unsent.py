@@ -5,7 +5,8 @@ decide; how much waits is decided here: an answer that does not fit is refused w
 that is known, so the engine computes nothing that cannot be kept. Small answers are never counted.
 
 One client is sent no more than half of the budget at a time, one answer at least, so that who asks and does not read leaves
-room for others. That is counted when an answer is sent, not while it is made: many may wait for the same.
+room for others. What is made for it is refused as soon as it could not be sent beside that; whoever waits for the same
+answer is refused with it, and has it made when they ask again.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ class Claim:
     So no way out can forget it: sent, cut, disconnected, failed, cancelled. Any thread may hold it.
     """
 
-    def __init__(self, budget: Unsent) -> None:
-        self._budget = budget
+    def __init__(self, budget: Unsent, client: str) -> None:
+        self._budget, self.client = budget, client
         self.bytes = 0
 
     def grow(self, size: int) -> None:
-        """Count `size` bytes in all; nothing while they are few. Raises `Overloaded` when others leave no room."""
+        """Count `size` bytes in all; nothing while they are few. Raises `Overloaded` when there is no room for them, of the
+        budget or of its client's part."""
         if size >= LARGE_BYTES and size > self.bytes:
             self._budget._take(self, size)
 
@@ -95,9 +97,9 @@ class Unsent:
         metrics.unsent_max_bytes.set(max_bytes)
         metrics.unsent_bytes.set_function(lambda: self._bytes)
 
-    def claim(self) -> Claim:
-        """A claim of nothing yet."""
-        return Claim(self)
+    def claim(self, client: str = "") -> Claim:
+        """A claim of nothing yet, for an answer that `client` has asked for (nobody in particular when empty)."""
+        return Claim(self, client)
 
     def hold(self, client: str, etag: str, size: int, make: Callable[[], bytes], claim: Claim | None) -> Held:
         """The bytes to send: those already being sent to others under this tag, else the `size` that `make` gives.
@@ -121,10 +123,13 @@ class Unsent:
 
     def _take_share(self, client: str, size: int) -> None:
         with self._lock:
-            others = self._shares.get(client, 0)
-            if others and others + size > self._max_bytes // _SHARES:
-                raise self._full("you have not read your large answers yet and this one does not fit beside them")
-            self._shares[client] = others + size
+            self._check_share(client, size)
+            self._shares[client] = self._shares.get(client, 0) + size
+
+    def _check_share(self, client: str, size: int) -> None:
+        others = self._shares.get(client, 0)
+        if others and others + size > self._max_bytes // _SHARES:
+            raise self._full("you have not read your large answers yet and this one does not fit beside them")
 
     def _give_share_back(self, client: str, size: int) -> None:
         with self._lock:
@@ -138,6 +143,7 @@ class Unsent:
 
     def _take(self, claim: Claim, size: int) -> None:
         with self._lock:
+            self._check_share(claim.client, size)
             others = self._bytes - claim.bytes
             # One alone is let through: its bytes are bounded by themselves, as `max_result_bytes` says.
             if others and others + size > self._max_bytes:
