@@ -1,12 +1,11 @@
 """The audit log: who ran what on which data, as JSON lines in a file of its own.
 
-Written a few lines at a time, at most `_FLUSH_SECONDS` late and whole at shutdown. A file that cannot be written never
+Written a few lines at a time, soon, and whole at shutdown. A file that cannot be written never
 stops an answer: the loss is counted (`bi_audit_lines_lost_total`) and alerted on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import logging.handlers
 from collections.abc import Mapping
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigurationError
-from .lines import json_line
+from .lines import Lines
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_SECONDS = 0.1
-_FLUSH_BYTES = 32_768
 _OF_THE_REQUEST = ("time", "request_id", "client", "key", "role", "policy", "method", "endpoint", "status", "code")
 _OF_THE_QUERY = ("tool", "query", "sql", "params", "question", "snapshot", "cache", "rows", "seconds", "bytes")
 _MEMBERS = (*_OF_THE_REQUEST, *_OF_THE_QUERY)
@@ -46,35 +43,22 @@ class AuditLog:
             self._file = _Rotating(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"BI_AUDIT_LOG: cannot write {path}: {error}") from error
-        # One piece of memory, soon let go: hundreds of lines kept one by one cost more in page faults than in writing.
-        self._text = bytearray()
-        self._lines = 0
+        self._lines = Lines(self._append)
         self._metrics = metrics
 
     def __call__(self, fields: Mapping[str, Any]) -> None:
         """Add a line (event loop only)."""
-        if not self._text:
-            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        line = {name: value for name in _MEMBERS if (value := fields.get(name, _ABSENT)) is not _ABSENT}
-        self._text += json_line(line) + b"\n"
-        self._lines += 1
-        if len(self._text) >= _FLUSH_BYTES:
-            self.flush()
+        self._lines({name: value for name in _MEMBERS if (value := fields.get(name, _ABSENT)) is not _ABSENT})
 
-    def flush(self) -> None:
-        """Write what has gathered."""
-        lines, self._lines = self._lines, 0
-        if not lines:
-            return
-        text = self._text[:-1].decode()  # the handler ends it
-        self._text.clear()
+    def _append(self, text: bytearray, count: int) -> None:
         self._file.failed = False
-        self._file.handle(logging.LogRecord("audit", logging.INFO, "", 0, text, None, None))
+        # The handler ends the last line.
+        self._file.handle(logging.LogRecord("audit", logging.INFO, "", 0, text[:-1].decode(), None, None))
         if self._file.failed:
-            self._metrics.audit_lines_lost.inc(lines)
-            logger.error("audit lines lost", extra={"fields": {"lines": lines, "file": self._file.baseFilename}})
+            self._metrics.audit_lines_lost.inc(count)
+            logger.error("audit lines lost", extra={"fields": {"lines": count, "file": self._file.baseFilename}})
 
     def close(self) -> None:
         """Write the rest and let the file go."""
-        self.flush()
+        self._lines.flush()
         self._file.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -11,6 +13,36 @@ import orjson
 # JSON escapes what is below U+0020. Readers that split lines at more than "\n", terminals that obey C1 controls and eyes
 # that trust the order of characters need these escaped, too.
 _UNSAFE = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+_FLUSH_SECONDS = 0.1
+_FLUSH_BYTES = 32_768
+
+
+class Lines:
+    """Documents as lines of JSON, handed to `write` a few at a time and at most `_FLUSH_SECONDS` late (event loop only)."""
+
+    def __init__(self, write: Callable[[bytearray, int], object]) -> None:
+        """`write` is given whole lines, and how many they are."""
+        self._write = write
+        # One piece of memory, soon let go: hundreds of lines kept one by one cost more in page faults than in writing.
+        self._text = bytearray()
+        self._count = 0
+
+    def __call__(self, document: Any) -> None:
+        """Add a line."""
+        if not self._text:
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
+        self._text += json_line(document) + b"\n"
+        self._count += 1
+        if len(self._text) >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        if self._text:
+            text, count = self._text, self._count
+            self._text, self._count = bytearray(), 0
+            self._write(text, count)
 
 
 def shown(text: object) -> str:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .access import Principal
 from .errors import PROBLEM_MEDIA_TYPE, HeadersTooLarge, Overloaded, ProblemError, QueryCancelled
 from .http_io import CLIENT_GONE_STATUS, Whole
-from .lines import json_line
+from .lines import Lines, json_line
 from .metrics import UNMATCHED_ENDPOINT, Metrics
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_HEADER_BYTES = 32_768
 _MEMORY_RETRY_SECONDS = 5
-_FLUSH_SECONDS = 0.1
-_FLUSH_BYTES = 32_768
 _AUDITED = ("/api/", "/mcp")
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
@@ -62,29 +60,20 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-class RequestLog:
-    """The request log: JSON lines on standard output, written a few at a time, at most `_FLUSH_SECONDS` late."""
+class RequestLog(Lines):
+    """The request log: lines of JSON on standard output."""
 
     def __init__(self) -> None:
-        self._text = bytearray()  # not a list of lines: see AuditLog
+        super().__init__(_to_standard_output)
 
-    def __call__(self, fields: Mapping[str, Any]) -> None:
-        """Add a line (event loop only)."""
-        if not self._text:
-            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        self._text += json_line(fields) + b"\n"
-        if len(self._text) >= _FLUSH_BYTES:
-            self.flush()
 
-    def flush(self) -> None:
-        """Write what has gathered. A reader that went away must not take the service with it."""
-        try:
-            sys.stdout.buffer.write(self._text)
-            sys.stdout.buffer.flush()
-        except (OSError, ValueError):
-            logger.debug("request log not written")
-        finally:
-            self._text.clear()
+def _to_standard_output(text: bytearray, _: int) -> None:
+    """Write. A reader that went away must not take the service with it."""
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except (OSError, ValueError):
+        logger.debug("request log not written")
 
 
 class Telemetry:
