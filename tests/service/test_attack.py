@@ -23,6 +23,7 @@ from bi_query.keys import KeyFile
 from bi_query.rollback import roll_back
 from bi_query.snapshot_files import SnapshotUnusable, read_pointer, replace_file, snapshot_path
 
+from tests.support.keys import made_keys
 from tests.support.redis_server import RedisServer
 from tests.support.service import Service, running, wait_until
 from tests.support.small import Small, make_small
@@ -431,7 +432,7 @@ def test_nothing_that_is_sent_ends_a_line_of_a_log_or_commands_a_terminal(
 
 def test_a_guesser_is_one_address_whatever_else_it_changes(small: Small, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    [good] = KeyFile(file).add("ana", Role.READER)
+    good = made_keys(file, ana=Role.READER)["ana"]
     audit = tmp_path / "audit.jsonl"
     settings = {"keys_file": file, "rate_limit": "10/minute", "audit_log": audit}
     with running(small.snapshots, catalogue_dir=small.catalogue, **settings) as service:
@@ -457,7 +458,7 @@ def test_a_guesser_is_one_address_whatever_else_it_changes(small: Small, tmp_pat
 def test_of_several_keys_in_one_request_a_wrong_one_does_not_open_more(small: Small, tmp_path: Path) -> None:
     """Whichever counts, it counts alone: never one key's role with another's rows."""
     file = tmp_path / "keys.json"
-    keys = [KeyFile(file).add(role.value, role)[0] for role in (Role.READER, Role.ADMIN)]
+    keys = list(made_keys(file, reader=Role.READER, admin=Role.ADMIN).values())
     with running(small.snapshots, catalogue_dir=small.catalogue, keys_file=file) as service:
         for pair, wanted in (((keys[0], keys[1]), 200), ((keys[1], keys[0]), 403), ((keys[1], "nonsense"), 401)):
             answer = httpx.get(

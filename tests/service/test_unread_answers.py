@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 from bi_query.access import Role
-from bi_query.keys import KeyFile
 
+from tests.support.keys import made_keys
 from tests.support.readers import asked, connect, get, large_sql, post_sql
 from tests.support.service import Service, wait_until
 from tests.support.small import Small
@@ -142,7 +142,7 @@ def test_one_client_that_asks_and_never_reads_leaves_room_for_a_large_answer_of_
     small: Small, serve: Callable[..., Service]
 ) -> None:
     file = small.root / "keys.json"
-    ana, bob = ({"X-API-Key": KeyFile(file).add(name, Role.ANALYST)[0]} for name in ("ana", "bob"))
+    ana, bob = ({"X-API-Key": key} for key in made_keys(file, ana=Role.ANALYST, bob=Role.ANALYST).values())
     service = serve(keys_file=file, unsent_max_bytes=34 * MIB, max_result_bytes=9 * MIB, queue_timeout_seconds=60)
     with asked("127.0.0.1", service.port, [post_sql(large_sql(n), ana) for n in range(12)]):
         # Some already while they were made: what is refused is counted until it is let go of.
