@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from .errors import BadRequest
+from .phrases import number_phrases, words_for_values
 
 ParameterType = Literal["integer", "number", "string", "boolean", "date"]
 Value = int | float | str | bool | date | None
@@ -21,7 +22,7 @@ _EXACT_INTEGER = 2**53
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples"}
+_KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples", "synonyms", "ask"}
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
@@ -46,6 +47,8 @@ class Parameter:
     max_length: int = DEFAULT_MAX_LENGTH
     choices: tuple[str, ...] = ()
     examples: tuple[Any, ...] = ()
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # value's text -> words for it in questions
+    ask: tuple[str, ...] = ()  # phrases of questions, with # where the number stands
 
     @classmethod
     def declare(cls, name: str, declaration: Mapping[str, Any]) -> Parameter:
@@ -68,6 +71,8 @@ class Parameter:
             declaration.get("max_length", DEFAULT_MAX_LENGTH),
             tuple(declaration.get("choices", ())),
             tuple(declaration.get("examples", ())),
+            words_for_values(declaration.get("synonyms", {})),
+            number_phrases(declaration.get("ask", ())),
         )
         for key in ("minimum", "maximum", "default"):
             value = declaration.get(key)
@@ -76,6 +81,12 @@ class Parameter:
         for value in (parameter.default, *parameter.examples):
             if value is not None and (fault := parameter._fault(value)):
                 raise ValueError(f"default or example {value!r} {fault}")
+        for text in parameter.synonyms:
+            value = parameter._convert(text)
+            if fault := f"is not a {kind}" if value is _MISSING else parameter._fault(value):
+                raise ValueError(f"synonyms of {text!r}: it {fault}")
+        if parameter.ask and kind not in ("integer", "number"):
+            raise ValueError("ask is for numbers; a text's words go into synonyms")
         return parameter
 
     def parse(self, text: str) -> Value:
