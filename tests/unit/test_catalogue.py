@@ -76,6 +76,35 @@ FAULTS = {
     "no SELECT": (GOOD, "create table x as select $a as a", 7, "exactly one SELECT"),
     "no SQL": (GOOD, "", 8, "no SQL"),
     "only a comment": (GOOD, "-- nothing", 7, "exactly one SELECT"),
+    "a phrase that is none": (GOOD + "\nask: [what, '?']", "select $a", 6, "needs a letter or a digit"),
+    "a phrase in line": (GOOD + "\nask:\n  - what\n  - yes", "select $a", 8, "put quotes around it"),
+    "too long a phrase": (GOOD + f"\nask: [{'a' * 81}]", "select $a", 6, "at most 80 characters"),
+    "a place for no parameter": (GOOD + "\nask:\n  - fine\n  - 'by {b}'", "select $a", 8, "no parameter 'b'"),
+    "a title in another language": (GOOD + "\ntitles: {fr: T}", "select $a", 6, "'pt' or 'en'"),
+    "words for a value that is refused": (
+        GOOD.replace("maximum: 9", "maximum: 9, synonyms: {10: [ten]}"),
+        "select $a",
+        5,
+        "synonyms of '10'",
+    ),
+    "words for a value that are no list": (
+        GOOD.replace("maximum: 9", "maximum: 9, synonyms: {5: five}"),
+        "select $a",
+        5,
+        "",
+    ),
+    "a number's phrase without its place": (
+        GOOD.replace("maximum: 9", "maximum: 9, ask: [at least]"),
+        "select $a",
+        5,
+        "needs one #",
+    ),
+    "a number's phrase for a text": (
+        "title: T\nfreshness: quick\nparameters:\n  a: {type: string, ask: ['no #']}",
+        "select $a",
+        5,
+        "ask is for numbers",
+    ),
     "syntax error": (GOOD, "select $a\nfrom range(3)\nwhere where", 9, "syntax error"),
 }
 
@@ -107,6 +136,47 @@ def test_each_fault_of_a_query_is_said_with_its_line(folder: Path, header: str, 
 def test_each_fault_of_the_other_files_is_said_with_its_line(folder: Path, name: str, text: str, said: str) -> None:
     (folder / name).write_text(text)
     assert any(found.startswith(said) for found in problems(folder)), problems(folder)
+
+
+VOCABULARY_FAULTS = [
+    ("synonym: [[a]]", 1, "synonym"),
+    ("same:\n  - [sales, vendas]\n  - [turnover, Sales]", 3, "same: 'Sales' stands in groups 1 and 2"),
+    ("same:\n  - [sales]\n  - [on]", 3, "put quotes around it"),
+    ("values:\n  b: {x: [y]}", 2, "values: no named query takes 'b'"),
+    ("values:\n  a:\n    1: [one]\n    10: [ten]", 4, "values.a: parameter 'a': '10' is too large"),
+    ("numbers:\n  a: ['no #']\n  s: ['no #']", 3, "numbers: no named query takes a number 's'"),
+    ("numbers:\n  a:\n    - 'no #'\n    - 'no'", 4, "numbers.a: 'no' needs one #"),
+    ("absent: [margin, 1.5, true]", 1, "put quotes around it"),
+    ("first_week: 2016-12-27", 1, "first_week: a week begins on a Monday"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "said"), VOCABULARY_FAULTS)
+def test_each_fault_of_the_vocabulary_is_said_with_its_line(folder: Path, text: str, line: int, said: str) -> None:
+    (folder / "queries" / "q.sql").write_text(query(GOOD + "\n  s: {type: string}", "select $a, $s"))
+    (folder / "vocabulary.yaml").write_text(text)
+    found = problems(folder)
+    assert any(problem.startswith(f"vocabulary.yaml:{line}: ") and said in problem for problem in found), found
+
+
+def test_a_faulty_query_does_not_make_the_vocabulary_look_faulty(folder: Path) -> None:
+    (folder / "queries" / "q.sql").write_text(query(GOOD + "\ntitel: X"))
+    (folder / "vocabulary.yaml").write_text("numbers: {a: ['no #']}")
+    assert {text.split(":")[0] for text in problems(folder)} == {"queries/q.sql"}
+
+
+def test_words_for_asking_are_as_declared(folder: Path) -> None:
+    header = GOOD.replace("maximum: 9", "maximum: 9, ask: ['first #'], synonyms: {2: [a pair, 2]}")
+    (folder / "queries" / "q.sql").write_text(
+        query(header + "\nask: ['by {a}', quanto]\ntitles: {pt: Título}", "select $a")
+    )
+    (folder / "vocabulary.yaml").write_text("same: [[sales, vendas]]\nvalues: {a: {3: [três]}}")
+    catalogue = load_catalogue(folder)
+    found = catalogue.queries["q"]
+    assert (found.ask, found.titles) == (("by {a}", "quanto"), {"pt": "Título"})
+    assert found.parameters["a"].synonyms == {"2": ("a pair", "2")}
+    assert found.parameters["a"].ask == ("first #",)
+    assert catalogue.vocabulary.values == {"a": {"3": ("três",)}}
 
 
 def test_all_faults_are_said_at_once(folder: Path) -> None:

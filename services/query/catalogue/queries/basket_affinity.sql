@@ -1,5 +1,6 @@
 /*---
 title: Basket affinity
+titles: {pt: Afinidade de cesta}
 description: >-
   Product categories bought together in one basket, over the whole data. support_pct: baskets with both, of all
   baskets; confidence_pct: baskets with both, of those with category; lift: how many times more often than if the two were

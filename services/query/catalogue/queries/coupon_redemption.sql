@@ -1,5 +1,6 @@
 /*---
 title: Coupon redemption
+titles: {pt: Resgate de cupons}
 description: >-
   Coupon campaigns that ran on any of the given days: households targeted and redeeming, redemptions, coupons used. The
   data ends before some campaigns do: complete is false for them and their figures are a lower bound.

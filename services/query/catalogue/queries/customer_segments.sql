@@ -1,5 +1,6 @@
 /*---
 title: Customer segments
+titles: {pt: Segmentos de clientes}
 description: >-
   Households that bought between two days (both included) by one demographic attribute: sales, baskets, spend per household
   and per basket. Only a third of the households gave demographics; the others, and gaps, are the segment UNKNOWN.

@@ -1,5 +1,6 @@
 /*---
 title: Dashboard metrics
+titles: {pt: Principais indicadores}
 description: >-
   Headline figures of a period beside the period of the same length just before it, one row per metric. change_pct is
   empty when the data does not cover the whole earlier period (previous_complete is false). No rows if nothing was sold in

@@ -1,5 +1,6 @@
 /*---
 title: Department performance
+titles: {pt: Desempenho dos departamentos}
 description: >-
   Departments by sales between two days (both included): share, change on the period of the same length before, part of
   all baskets that hold the department, discount. change_pct is empty when the data does not cover the earlier period.

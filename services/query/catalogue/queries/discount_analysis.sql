@@ -1,5 +1,6 @@
 /*---
 title: Discount analysis
+titles: {pt: Análise de descontos}
 description: >-
   List value, the store's discounts (loyalty price and coupon match) and sales between two days (both included), per
   department or product category, deepest discount first. An unknown department gives no rows.

@@ -1,5 +1,6 @@
 /*---
 title: Forecast accuracy
+titles: {pt: Precisão da previsão}
 description: >-
   Back-test of the sales forecast over the last eight full weeks, one week ahead, beside the naive forecast (last week's
   sales). scope: department, total ('ALL DEPARTMENTS' as one series), pooled (errors of all departments added up).

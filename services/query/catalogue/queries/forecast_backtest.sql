@@ -1,5 +1,6 @@
 /*---
 title: Forecast back-test by week
+titles: {pt: Previsto e realizado por semana}
 description: >-
   What was forecast one week ahead for past weeks of one department, with intervals, beside what was sold and the naive
   forecast. in_backtest marks the last eight full weeks, on which no parameter was chosen; earlier weeks served to choose.

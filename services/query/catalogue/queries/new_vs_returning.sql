@@ -1,5 +1,6 @@
 /*---
 title: New and returning households
+titles: {pt: Clientes novos e recorrentes}
 description: >-
   Households per week (Monday to Sunday, weeks that touch the given days): new (first basket in the data), active (bought
   within inactive_days before), reactivated (bought before, but longer ago). The data starts on its first day, so early

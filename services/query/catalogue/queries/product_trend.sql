@@ -1,5 +1,6 @@
 /*---
 title: Product trend
+titles: {pt: Evolução de um produto}
 description: >-
   One product week by week (Monday to Sunday), weeks without a sale as zero, for all stores or one. Weeks that touch the
   given days are counted whole. An unknown product gives no rows.

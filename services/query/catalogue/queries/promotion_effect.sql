@@ -1,5 +1,6 @@
 /*---
 title: Promotion effect
+titles: {pt: Efeito das promoções}
 description: >-
   Sales of promoted products in the weeks and stores of their promotion (in-store display, mailer, or both) beside what the
   same products usually sell in the same stores in a week without promotion. uplift_pct compares the two; covered_pct says

@@ -1,5 +1,6 @@
 /*---
 title: Sales by week
+titles: {pt: Vendas por semana}
 description: >-
   Sales, baskets, households and units per week (Monday to Sunday), for weeks that touch the given days, each week counted
   whole. full_week is false where the data covers part of the week only; trading_days counts days on which any store sold.

@@ -1,5 +1,6 @@
 /*---
 title: Sales forecast
+titles: {pt: Previsão de vendas}
 description: >-
   Sales per department for each of the next weeks (Monday to Sunday) after the last full week, with 80 % and 95 %
   intervals. Every row carries the department's back-test: error one week ahead over the last eight full weeks, beside the

@@ -1,5 +1,6 @@
 /*---
 title: Store ranking
+titles: {pt: Ranking das lojas}
 description: >-
   Stores between two days (both included) by sales, baskets or sales per basket, for all departments or one. Stores below
   min_baskets are left out (a handful of baskets says little about a store); share_pct is of all stores' sales.

@@ -1,5 +1,6 @@
 /*---
 title: Suppliers
+titles: {pt: Fornecedores}
 description: >-
   Suppliers (manufacturers) by sales between two days (both included), with share, change on the period of the same length
   before, private-label part and reach. products_sold, households and stores count the whole data, not the period.

@@ -1,5 +1,6 @@
 /*---
 title: Top products
+titles: {pt: Produtos mais vendidos}
 description: >-
   Best-selling products between two days (both included), by sales or by units, for all stores or one, for all departments
   or one. An unknown department or store gives no rows. units is empty where quantity is a volume (fuel).
@@ -29,8 +30,8 @@ parameters:
     description: "What makes a product rank first."
     synonyms:
       sales: [by sales, by revenue, by value, por vendas, por faturamento, por valor, em valor, in value]
-      units: [by units, in units, units, units sold, by quantity, by volume, por unidades, em unidades, unidades,
-        unidades vendidas, por quantidade, quantidade, em quantidade, em volume]
+      units: [by units, in units, most units, by quantity, by volume, por unidades, em unidades, mais
+        unidades, por quantidade, em quantidade, em volume]
   limit:
     type: integer
     default: 20

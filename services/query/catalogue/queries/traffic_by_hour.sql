@@ -1,5 +1,6 @@
 /*---
 title: Traffic by weekday and hour
+titles: {pt: Movimento por dia da semana e hora}
 description: >-
   Baskets and sales by weekday and local hour (US Eastern) between two days (both included), in total and per trading day
   of that weekday. Hours without a basket are left out.

@@ -28,7 +28,7 @@ from .front_matter import (
     validated,
 )
 from .parameters import Parameter
-from .phrases import PLACE, Phrases
+from .phrases import PLACE, Language, Phrases
 from .policies import Policy
 from .policy_files import load_policies
 from .vocabulary import Vocabulary, load_vocabulary
@@ -57,6 +57,7 @@ class _QueryHeader(BaseModel):
     description: str = ""
     freshness: str
     timeout_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    titles: dict[Language, str] = Field(default_factory=dict)
     ask: Phrases = ()
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -83,7 +84,7 @@ class Model:
 class NamedQuery:
     """A governed SELECT with declared parameters. `digest` changes whenever the file does.
 
-    `ask` are phrases in which people ask for it, in any language.
+    `ask` are phrases in which people ask for it, in any language; `titles` the title in other languages than its own.
     """
 
     name: str
@@ -98,6 +99,7 @@ class NamedQuery:
     sql_line: int
     digest: str
     ask: tuple[str, ...] = ()
+    titles: Mapping[Language, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry as `GET /api/v1/queries` gives it."""
@@ -213,6 +215,7 @@ def _query(
         file.sql_line,
         blake2b(repr((file.header, file.sql)).encode(), digest_size=6).hexdigest(),
         header.ask,
+        header.titles,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+Language = Literal["pt", "en"]
 MAX_PHRASE_CHARACTERS = 80
 MAX_PHRASES = 200
 NUMBER_MARK = "#"

@@ -7,9 +7,9 @@ ranges, and take `set` or `may` for months wherever they stand.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import lru_cache
 
 from .units import Clock, Kind, Unit, around, full_year, whole
 from .words import Word, number_of
@@ -59,7 +59,6 @@ _KIND_NAMES: dict[Kind, str] = {
     "year": "year years ano anos",
 }
 _KINDS = {name: kind for kind, names in _KIND_NAMES.items() for name in names.split()}
-_MOST_SKIPPED = 4
 _SHORT = re.compile(r"([qths])([1-4])(?:(\d{4}|\d{2}))?|([1-4])([qts])(\d{4}|\d{2})?")
 _LAST = {"last", "past", "previous", "latest", "ultimo", "ultima", "ultimos", "ultimas", "passado", "passada", "passados",
          "passadas", "anterior", "anteriores"}  # fmt: skip
@@ -97,7 +96,8 @@ WORDS = frozenset(
 )
 
 
-def read_period(words: Sequence[Word], free: Sequence[bool], clock: Clock) -> Period | None:
+@lru_cache(maxsize=64)  # every named query reads the same question, most of them by the same clock
+def read_period(words: tuple[Word, ...], free: tuple[bool, ...], clock: Clock) -> Period | None:
     """The first period that the words name, among those still `free`; None when they name none."""
     reader = _Reader([word.text if ok else "" for word, ok in zip(words, free, strict=True)], clock)
     for start in range(len(words)):
@@ -117,8 +117,7 @@ class _Reader:
         return self.texts[index] if 0 <= index < len(self.texts) else ""
 
     def _skip(self, index: int, words: set[str]) -> int:
-        end = index + _MOST_SKIPPED  # a bound, so that a text of little words alone takes no quadratic time
-        while index < end and self._at(index) in words:
+        while self._at(index) in words:
             index += 1
         return index
 
@@ -162,9 +161,9 @@ class _Reader:
 
     def _range(self, index: int, start: int) -> Period | None:
         bare = int(self._at(index)) if re.fullmatch(r"\d{1,2}", self._at(index)) else None
-        left = (Unit("day", bare), index + 1) if bare is not None else self._unit(index)
-        if left is None or left[0].days:
-            left = self._unit(index)
+        left = self._unit(index)
+        if left is None and bare is not None:
+            left = Unit("day", bare), index + 1
         if left is None:
             return None
         middle = self._skip(left[1], _TO)

@@ -64,7 +64,7 @@ class Slots:
         self._query = query
         self._first_week = vocabulary.first_week
         self._reference = period_end(query) or reference
-        self._from, self._to = _period_parameters(query.parameters.values())
+        self._from, self._to = period_parameters(query.parameters.values())
         self._words: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
         self._numbers: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         self._nouns: dict[str, frozenset[str]] = {}
@@ -119,7 +119,7 @@ class Slots:
         for length in range(min(self._longest, len(stems)), 0, -1):
             for start in starts:
                 entries = self._words.get(stems[start : start + length])
-                if entries is None or not filled.free(start, start + length):
+                if entries is None or start + length > len(stems) or not filled.free(start, start + length):
                     continue
                 for name, value, exactly in entries:
                     if exactly and exactly != " ".join(word.text for word in words[start : start + length]):
@@ -141,19 +141,17 @@ class Slots:
     def _fill_period(self, words: Sequence[Word], today: date, filled: Filled) -> None:
         last_day = self._reference or today - timedelta(1)
         clock = Clock(last_day, self._reference or today, self._first_week)
-        period = read_period(words, [filled.free(index, index + 1) for index in range(len(words))], clock)
-        if period is None:
+        period = read_period(tuple(words), tuple(index not in filled.roles for index in range(len(words))), clock)
+        if period is None or (self._from is None and self._to is None):
             return
-        if self._from is None and self._to is None:
-            return
-        texts = self._period_texts(period)
+        texts = self._period_texts(period, last_day)
         if texts is None:
             filled.unusable = True
             return
         filled.values |= texts
         filled.use(period.start, period.end, "period")
 
-    def _period_texts(self, period: Period) -> dict[str, str] | None:
+    def _period_texts(self, period: Period, last_day: date) -> dict[str, str] | None:
         """The period cut to what the parameters allow; None when nothing of it is left."""
         texts = {}
         first, last = period.first, period.last
@@ -166,10 +164,10 @@ class Slots:
         if self._from is not None:
             if first is not None:
                 texts[self._from.name] = max(first, self._from.minimum).isoformat()
-            elif self._to is not None and not self._from.required:
+            elif self._to is not None:
                 texts[self._from.name] = self._from.minimum.isoformat()
-        if self._to is not None and last is not None:
-            texts[self._to.name] = min(last, self._to.maximum).isoformat()
+        if self._to is not None and (last is not None or self._to.required):
+            texts[self._to.name] = max(min(last or last_day, self._to.maximum), self._to.minimum).isoformat()
         return texts
 
 
@@ -199,13 +197,13 @@ def number_phrases_for(parameter: Parameter, vocabulary: Vocabulary) -> tuple[st
 
 def period_end(query: NamedQuery) -> date | None:
     """The last day that a query's period has by default; None without one, or when it is open."""
-    _, to = _period_parameters(query.parameters.values())
+    _, to = period_parameters(query.parameters.values())
     if to is None or not isinstance(to.default, date) or to.default == to.maximum:
         return None
     return to.default
 
 
-def _period_parameters(parameters: Iterable[Parameter]) -> tuple[Parameter | None, Parameter | None]:
+def period_parameters(parameters: Iterable[Parameter]) -> tuple[Parameter | None, Parameter | None]:
     """The parameters for a period's first and last day, by their names, else by their order."""
     dates = [parameter for parameter in parameters if parameter.type == "date"]
     first = next((parameter for parameter in dates if _named(parameter, _FROM_NAMES)), None)

@@ -18,6 +18,7 @@ ele ela eles elas dele dela deles delas entre sobre sob até desde durante já a
 ser é são foi foram era eram está estão estava estavam estar esteve estiveram tem têm tinha tinham teve tiveram tivemos temos
 há houve haver fica ficam ficou ficaram vai vão vamos ir indo faz fazer feito
 qual quais quanto quanta quantos quantas quem como onde quando
+qaul quias qauis quanot
 recebeu receberam concedeu concedido concedidos registrou registraram obteve obtiveram atingiu alcançou grande grandes
 quero queria queremos gostaria gostaríamos gostava preciso precisamos precisava poderia poderiam pode podem podes podemos
 posso consegue conseguem saber ver veja olhar mostre mostra mostrar mostrem exiba exibir liste listar lista diga dizer
@@ -28,6 +29,7 @@ favor obrigado obrigada olá oi ei bom boa prezado prezados
 dados número números numero valor valores informação informações relatório relatórios tabela gráfico resultado resultados
 pergunta resposta coisa coisas tipo cada todo toda todos todas geral ok pois né mesmo própria próprio
 pessoal time equipe chefe favorzinho urgente agora atualmente
+costuma costumam normalmente geralmente frequentemente habitualmente
 aproximadamente talvez dinheiro detalhe detalhes detalhado detalhada inteiro inteira reunião apresentação aba planilha
 quebra quebrado aberto único únicos distintos juntamente separado separada
 aconteceu acontecendo acontece sendo sido tendo dentro empresa rede
@@ -41,7 +43,9 @@ much many some any all each every both own other
 please kindly thanks thank hello hi hey dear ok okay
 show give tell list display present get fetch find see look know want wanted like need let say pull bring make report
 provide send print return calculate compute check view take help explain describe analysis analyse analyze
+wich whcih waht hwo
 received gave given granted recorded reached achieved big large counter balcão área area
+usually often frequently typically normally
 roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
 chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct
 boss meeting presentation slide morning afternoon team
@@ -71,3 +75,25 @@ TURNING_PHRASES = (
     "que horas são", "que dia é hoje", "quem é você", "o que você faz", "sua versão",
 )  # fmt: skip
 TURNING_WORDS = stems(folded(_TURNING).split()) - STOP_WORDS
+
+_SAME_IN_BOTH = {
+    "a",
+    "as",
+    "no",
+    "do",
+    "me",
+    "so",
+    "come",
+    "time",
+    "s",
+    "t",
+    "d",
+    "m",
+    "re",
+    "data",
+    "sim",
+    "total",
+    "e",
+}
+PORTUGUESE_WORDS = frozenset(folded(_PORTUGUESE).split()) - _SAME_IN_BOTH
+ENGLISH_WORDS = frozenset(folded(_ENGLISH).split()) - PORTUGUESE_WORDS - _SAME_IN_BOTH

@@ -2,50 +2,254 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from datetime import date, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from ..catalogue import NamedQuery
+from ..lines import shown
+from ..phrases import Language
+from .slots import period_parameters
+from .stop_words import ENGLISH_WORDS, PORTUGUESE_WORDS
+from .words import words_of
 
-Language = Literal["pt", "en"]
-_PORTUGUESE = re.findall(
-    r"\w+",
-    "quais qual quanto quantos quanta quantas como onde quando que o a os as do da dos das no na nos nas de em por para "
-    "com e ou mais maiores menores melhores vendas loja lojas produtos cliente clientes semana mês ano me mostre "
-    "lista",
+__all__ = ["Language", "answered", "cannot_answer", "language_of"]
+
+_MOST_COLUMNS = 8
+_MOST_CHARACTERS = 80
+_NUMERIC = re.compile(r"(U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|INTEGER|DECIMAL|DOUBLE|FLOAT|REAL)\b")
+_PORTUGUESE_ENDING = re.compile(
+    r"\w{2,}(cao|coes|mente|dade|dades|eiro|eira|eiros|eiras|inho|inha|agem|avam|aram|emos|amos)"
 )
-_ENGLISH = re.findall(
-    r"\w+",
-    "which what how much many where when the of in on by for to with and or top best most sales store stores products "
-    "customers week month year show me list is are did was were",
+_MORE_PORTUGUESE = frozenset(
+    {
+        "vendas",
+        "loja",
+        "lojas",
+        "produtos",
+        "produto",
+        "clientes",
+        "cliente",
+        "semana",
+        "mes",
+        "ano",
+        "mais",
+        "vendeu",
+        "cestas",
+    }
 )
+_MORE_ENGLISH = frozenset(
+    {
+        "sales",
+        "store",
+        "stores",
+        "products",
+        "product",
+        "customers",
+        "week",
+        "month",
+        "year",
+        "best",
+        "weekly",
+        "sold",
+    }
+)
+_NAMING = re.compile(r"(^|_)(id|year|ano|code|codigo|week|semana|hour|hora)$")
+_MONTHS: dict[Language, tuple[str, ...]] = {
+    "en": ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+           "December"),
+    "pt": ("janeiro", "fevereiro", "março", "abril", "maio", "junho", "julho", "agosto", "setembro", "outubro", "novembro",
+           "dezembro"),
+}  # fmt: skip
+_WORDS: dict[Language, dict[str, str]] = {
+    "en": {
+        "sql": "The result",
+        "rows": "{count} rows",
+        "most": "the first {count} rows, there are more",
+        "none": "no rows: nothing in the data fits",
+        "first": "The first: {row}.",
+        "in": "for {period}",
+        "range": "from {first} to {last}",
+        "since": "from {first} on",
+        "until": "up to {last}",
+        "with": "with {filters}",
+        "true": "yes",
+        "false": "no",
+        "empty": "empty",
+        "cannot": "I cannot answer this question with the data and queries I have.",
+        "nearest": "The nearest there is: {titles}.",
+    },
+    "pt": {
+        "sql": "O resultado",
+        "rows": "{count} linhas",
+        "most": "as primeiras {count} linhas, há mais",
+        "none": "nenhuma linha: nada nos dados corresponde",
+        "first": "A primeira: {row}.",
+        "in": "em {period}",
+        "range": "de {first} a {last}",
+        "since": "de {first} em diante",
+        "until": "até {last}",
+        "with": "com {filters}",
+        "true": "sim",
+        "false": "não",
+        "empty": "vazio",
+        "cannot": "Não consigo responder a esta pergunta com os dados e as consultas que tenho.",
+        "nearest": "O mais próximo que há: {titles}.",
+    },
+}
 
 
 def language_of(question: str) -> Language:
     """The language a question is written in; English when nothing tells."""
-    words = re.findall(r"\w+", question.lower())
-    portuguese = sum(word in _PORTUGUESE for word in words) + bool(re.search("[ãõçáéíóúâêô]", question.lower()))
-    return "pt" if portuguese > sum(word in _ENGLISH for word in words) else "en"
+    portuguese = english = 0
+    for word in words_of(question):
+        text = word.text
+        portuguese += text in PORTUGUESE_WORDS or text in _MORE_PORTUGUESE or bool(_PORTUGUESE_ENDING.fullmatch(text))
+        english += text in ENGLISH_WORDS or text in _MORE_ENGLISH
+    portuguese += bool(re.search("[ãõçáéíóúâêô]", question[:2000].lower()))
+    return "pt" if portuguese > english else "en"
 
 
 def answered(
     language: Language, query: NamedQuery | None, values: Mapping[str, object], result: Mapping[str, Any]
 ) -> str:
-    """One or two sentences that say what was found.
+    """One or two sentences that say what was found, for which period and filters.
 
     `query` is None for SQL that a model wrote; `values` are the bound parameters; `result` is the JSON document of the
-    query API (`columns`, `rows`, `row_count`, `truncated`).
+    query API (`columns`, `rows`, `row_count`, `truncated`). Texts of the data are shortened and shown without control
+    characters.
     """
-    what = query.title if query is not None else "SQL"
-    given = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
-    rows = f"{result['row_count']} " + ("linhas" if language == "pt" else "rows")
-    return f"{what}" + (f" ({given})" if given else "") + f": {rows}."
+    words, rows = _WORDS[language], result["rows"]
+    head = _head(language, query, values)
+    if not rows:
+        return f"{head}: {words['none']}."
+    first = _row(language, result["columns"], rows[0])
+    if len(rows) == 1 and not result.get("truncated"):
+        return f"{head}: {first}."
+    count = words["most" if result.get("truncated") else "rows"].format(count=_number(language, len(rows)))
+    return f"{head}: {count}. {words['first'].format(row=first)}"
 
 
 def cannot_answer(language: Language, nearest: Sequence[NamedQuery]) -> str:
     """Says that no answer was found, and the nearest named queries there are."""
-    titles = "; ".join(query.title for query in nearest)
-    if language == "pt":
-        return "Não sei responder a esta pergunta." + (f" O mais próximo que há: {titles}." if titles else "")
-    return "I cannot answer this question." + (f" The nearest there is: {titles}." if titles else "")
+    words = _WORDS[language]
+    titles = "; ".join(_title(language, query) for query in nearest)
+    return words["cannot"] + (" " + words["nearest"].format(titles=titles) if titles else "")
+
+
+def _head(language: Language, query: NamedQuery | None, values: Mapping[str, object]) -> str:
+    words = _WORDS[language]
+    if query is None:
+        named = {name: value for name, value in values.items() if value is not None}
+        return words["sql"] + (" " + words["with"].format(filters=_filters(language, named)) if named else "")
+    parts = [_title(language, query)]
+    first, last = period_parameters(query.parameters.values())
+    days = {parameter.name for parameter in (first, last) if parameter is not None}
+    from_day, to_day = (values.get(parameter.name) if parameter else None for parameter in (first, last))
+    is_all = first is not None and last is not None and (from_day, to_day) == (first.minimum, last.maximum)
+    if not is_all and (period := _period(language, from_day, to_day)):
+        parts.append(period)
+    filters = {
+        name: values[name]
+        for name, parameter in query.parameters.items()
+        # The number of rows is said anyway.
+        if name not in days and name != "limit" and values.get(name) not in (None, parameter.default)
+    }
+    if filters:
+        parts.append(words["with"].format(filters=_filters(language, filters)))
+    return " ".join(parts)
+
+
+def _title(language: Language, query: NamedQuery) -> str:
+    return query.titles.get(language, query.title)
+
+
+def _filters(language: Language, values: Mapping[str, object]) -> str:
+    return ", ".join(f"{_shortened(name)} = {_plain(language, name, value)}" for name, value in values.items())
+
+
+def _period(language: Language, first: object, last: object) -> str:
+    words = _WORDS[language]
+    if isinstance(first, date) and isinstance(last, date):
+        if first == last:
+            return words["in"].format(period=_day(language, first))
+        if (first.month, first.day, last.month, last.day) == (1, 1, 12, 31) and first.year == last.year:
+            return words["in"].format(period=first.year)
+        next_day = last + timedelta(1) if last < date.max else last
+        if first.day == 1 and next_day.day == 1 and (first.year, first.month) == (last.year, last.month):
+            of = " de " if language == "pt" else " "
+            return words["in"].format(period=f"{_MONTHS[language][first.month - 1]}{of}{first.year}")
+        return words["range"].format(first=_day(language, first), last=_day(language, last))
+    if isinstance(first, date):
+        return words["since"].format(first=_day(language, first))
+    return words["until"].format(last=_day(language, last)) if isinstance(last, date) else ""
+
+
+def _row(language: Language, columns: Sequence[Mapping[str, str]], row: Sequence[object]) -> str:
+    """`name value` of a row's first columns that are not empty; of a single column the value alone."""
+    cells = [(column["name"], _cell(language, column, value)) for column, value in zip(columns, row, strict=False)]
+    if len(cells) == 1:
+        return cells[0][1] or _WORDS[language]["empty"]
+    filled = [f"{_label(name)} {text}" for name, text in cells if text]
+    return ", ".join(filled[:_MOST_COLUMNS])
+
+
+def _label(name: str) -> str:
+    return _shortened(name.removesuffix("_usd").removesuffix("_pct")).replace("_", " ")
+
+
+def _cell(language: Language, column: Mapping[str, str], value: object) -> str:
+    if value is None:
+        return ""
+    kind = column.get("type", "")
+    if isinstance(value, str) and _NUMERIC.match(kind):  # what JSON's readers would change comes as text
+        try:
+            return _plain(language, column["name"], Decimal(value))
+        except InvalidOperation:
+            return _shortened(value)
+    if isinstance(value, str) and kind == "DATE" and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        return _day(language, date.fromisoformat(value))
+    return _plain(language, column["name"], value)
+
+
+def _plain(language: Language, name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return _WORDS[language]["true" if value else "false"]
+    if isinstance(value, int | float | Decimal):
+        # Numbers that count nothing are names: store 31782 has no thousands.
+        if isinstance(value, int) and _NAMING.search(name):
+            return str(value)
+        if name.endswith("_usd"):
+            return f"US$ {_marks(language, f'{value:,.2f}')}"
+        return _number(language, value) + (" %" if name.endswith("_pct") else "")
+    return _day(language, value) if isinstance(value, date) else _shortened(str(value))
+
+
+def _number(language: Language, value: int | float | Decimal) -> str:
+    """1,234.56 in English, 1.234,56 in Portuguese; at most two decimals, more for what is below 1."""
+    if not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int):
+        text = f"{value:,}"
+    else:
+        text = f"{value:,.2f}".removesuffix(".00")
+        if -1 < value < 1 and value != 0:
+            text = f"{value:,.4f}".removesuffix("00")
+    return _marks(language, text)
+
+
+def _marks(language: Language, text: str) -> str:
+    return text.translate(str.maketrans(",.", ".,")) if language == "pt" else text
+
+
+def _day(language: Language, day: date) -> str:
+    month = _MONTHS[language][day.month - 1]
+    return f"{day.day} de {month} de {day.year}" if language == "pt" else f"{day.day} {month} {day.year}"
+
+
+def _shortened(text: str) -> str:
+    clean = shown(text)
+    return clean if len(clean) <= _MOST_CHARACTERS else clean[:_MOST_CHARACTERS] + "…"

@@ -16,6 +16,7 @@ _TOKEN = re.compile(
     r"|#|[^\W_]+"
     r"|(?<=[\s\d])[-–—](?=[\s\d])"
 )
+_MOST_DIGITS = 24  # with its marks; longer ones are no numbers that a parameter takes
 _GROUPED = re.compile(r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d+)?")
 NUMBER_WORDS = {
     name: number
@@ -106,7 +107,13 @@ def number_of(token: str) -> float | None:
     """The number that a word is, in digits of either language or written out; None when it is none."""
     if token in NUMBER_WORDS:
         return NUMBER_WORDS[token]
-    if not token or not token[0].isdigit() or not token[-1].isdigit() or not token.isascii():
+    if (
+        not token
+        or len(token) > _MOST_DIGITS
+        or not token[0].isdigit()
+        or not token[-1].isdigit()
+        or not token.isascii()
+    ):
         return None
     if _GROUPED.fullmatch(token):  # the last mark tells decimals from thousands when both stand there
         whole, fraction = token, ""

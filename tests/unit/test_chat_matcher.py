@@ -1,0 +1,243 @@
+"""Questions find their named query with its parameters, and what no query answers is refused."""
+
+from __future__ import annotations
+
+import sys
+from datetime import date
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from bi_query.catalogue import Catalogue, load_catalogue
+from bi_query.catalogue_dir import demo_catalogue_dir
+from bi_query.chat.matcher import Match, Matcher
+from bi_query.parameters import bind
+from bi_query.settings import Settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.small import FRESHNESS
+
+from .chat_questions import ANSWERED, LATER_ANSWERED, LATER_REFUSED, REFUSED
+
+MIN = Settings.model_fields["chat_min_confidence"].default
+SURE = Settings.model_fields["chat_sure_confidence"].default
+MATCHER = Matcher(load_catalogue(demo_catalogue_dir()))
+MOST_CALLS = 200_000  # of functions; a usual question takes some 10,000
+
+
+def best(question: str, matcher: Matcher = MATCHER) -> Match:
+    """The best match; there must be one."""
+    return matcher.matches(question)[0]
+
+
+def confidence(question: str, matcher: Matcher = MATCHER) -> float:
+    """Of the best match, 0 without one."""
+    return max((match.confidence for match in matcher.matches(question)), default=0.0)
+
+
+def catalogue(folder: Path, **files: str) -> Catalogue:
+    """A catalogue of queries by name (`vocabulary` is the YAML of that name)."""
+    (folder / "queries").mkdir()
+    (folder / "freshness.yaml").write_text(FRESHNESS)
+    if text := files.pop("vocabulary", ""):
+        (folder / "vocabulary.yaml").write_text(text)
+    for name, text in files.items():
+        (folder / "queries" / f"{name}.sql").write_text(text)
+    return load_catalogue(folder)
+
+
+PERIOD = (
+    "parameters:\n  day_from: {type: date, default: 2020-01-01, minimum: 2020-01-01, maximum: 2030-12-31}\n"
+    "  day_to: {type: date, default: 2030-12-31, minimum: 2020-01-01, maximum: 2030-12-31}"
+)
+ORDERS = f"/*---\ntitle: Orders per warehouse\nfreshness: steady\n{PERIOD}\n---*/\nselect $day_from as a, $day_to as b"
+RETURNS = """/*---
+title: Returned parcels
+freshness: steady
+parameters:
+  reason: {type: string}
+---*/
+select $reason as reason
+"""
+
+
+@pytest.mark.parametrize(("question", "query", "values"), ANSWERED + LATER_ANSWERED)
+def test_a_question_finds_its_query_and_its_parameters(question: str, query: str, values: dict[str, str]) -> None:
+    match = best(question)
+    assert (match.query.name, dict(match.values)) == (query, values)
+    assert match.confidence >= MIN
+
+
+@pytest.mark.parametrize("question", REFUSED + LATER_REFUSED)
+def test_what_no_query_answers_stays_below_the_threshold(question: str) -> None:
+    assert confidence(question) < MIN
+
+
+def test_three_of_four_answers_are_sure_enough_to_spare_a_model() -> None:
+    sure = [question for question, *_ in ANSWERED + LATER_ANSWERED if confidence(question) >= SURE]
+    assert len(sure) > 0.75 * len(ANSWERED + LATER_ANSWERED)
+
+
+def test_every_match_binds_and_is_ordered() -> None:
+    for question in [question for question, *_ in ANSWERED + LATER_ANSWERED] + REFUSED + LATER_REFUSED:
+        matches = MATCHER.matches(question)
+        for match in matches:
+            bind(match.query.parameters, match.values)
+            assert 0 <= match.confidence <= 1
+        assert len(matches) <= 3
+        assert matches == sorted(matches, key=lambda match: -match.confidence)
+
+
+@pytest.mark.parametrize(
+    ("written", "also"),
+    [
+        ("Qual a previsão de vendas?", "QUAL A PREVISAO DE VENDAS"),
+        ("produtos mais vendidos em março", "Produtos MAIS vendidos em marco"),
+        ("ticket médio da loja 367", "tiquete medio da loja nº 367"),
+        ("top 10 stores", "Top ten stores!"),
+    ],
+)
+def test_accents_case_and_signs_make_no_difference(written: str, also: str) -> None:
+    assert best(written).query == best(also).query
+    assert best(written).values == best(also).values
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "query"),
+    [
+        ("vendas por semnaa", "sales_by_week"),
+        ("wich suplliers sell the most", "suppliers"),
+        ("desempenho dos departamentso", "department_performance"),
+        ("coupom redemtion by campaing", "coupon_redemption"),
+    ],
+)
+def test_small_typing_errors_are_forgiven_and_make_less_sure(misspelt: str, query: str) -> None:
+    match = best(misspelt)
+    assert match.query.name == query
+    assert MIN <= match.confidence < 0.97
+
+
+def test_a_misspelt_value_makes_less_sure() -> None:
+    well, badly = best("vendas por semana da mercearia"), best("vendas por semana da mercearua")
+    assert well.values == badly.values
+    assert MIN <= badly.confidence < well.confidence
+
+
+@pytest.mark.parametrize(
+    ("plain", "with_more"),
+    [
+        ("top products in May", "top products in May by colour"),
+        ("vendas por loja", "vendas por loja e vendedor"),
+        ("sales by week of grocery", "sales by week of grocery and produce"),
+        ("ranking das lojas", "ranking das lojas menos movimentadas"),
+        ("sales forecast for the deli", "sales forecast for the deli without cheese"),
+        ("how many new customers", "how many new customers by acquisition channel"),
+    ],
+)
+def test_words_that_a_match_does_not_explain_make_it_less_sure(plain: str, with_more: str) -> None:
+    assert confidence(plain) >= SURE
+    assert confidence(with_more) < confidence(plain) - 0.1
+
+
+def test_a_second_value_for_one_parameter_is_not_dropped_silently() -> None:
+    assert confidence("sales of the deli by week") >= SURE
+    assert confidence("sales of the deli and the bakery by week") < SURE
+    assert confidence("compare store 367 with store 406") < MIN
+
+
+def test_a_period_is_cut_to_the_parameter_s_bounds_and_one_outside_them_is_no_match() -> None:
+    assert dict(best("top products in 2016 and 2017").values)["from_date"] == "2017-01-01"
+    outside = best("top products in 2015")
+    assert outside.confidence < MIN
+    assert "from_date" not in dict(outside.values)
+    assert confidence("new and returning customers per week") >= SURE
+    assert confidence("new and returning customers per week in 2015") < MIN
+
+
+def test_relative_periods_count_from_the_period_s_default_end() -> None:
+    assert dict(best("top products last week").values) == {"from_date": "2017-12-25", "to_date": "2017-12-31"}
+
+
+def test_without_a_default_end_they_count_from_today(tmp_path: Path) -> None:
+    matcher = Matcher(catalogue(tmp_path, orders=ORDERS), today=lambda: date(2026, 3, 10))
+    assert best("orders per warehouse last month", matcher).values == (
+        ("day_from", "2026-02-01"),
+        ("day_to", "2026-02-28"),
+    )
+    assert best("orders per warehouse yesterday", matcher).values == (
+        ("day_from", "2026-03-09"),
+        ("day_to", "2026-03-09"),
+    )
+
+
+def test_an_open_period_fills_both_days_where_the_query_needs_them(tmp_path: Path) -> None:
+    needed = ORDERS.replace("default: 2020-01-01, ", "").replace("default: 2030-12-31, ", "")
+    matcher = Matcher(catalogue(tmp_path, orders=needed), today=lambda: date(2026, 3, 10))
+    since, until = (
+        best("orders per warehouse since 2025", matcher),
+        best("orders per warehouse until May 2025", matcher),
+    )
+    assert dict(since.values) == {"day_from": "2025-01-01", "day_to": "2026-03-09"}
+    assert dict(until.values) == {"day_from": "2020-01-01", "day_to": "2025-05-31"}
+    assert confidence("orders per warehouse", matcher) < 0.1
+
+
+def test_a_catalogue_without_any_declared_words_is_matched_by_names_and_titles(tmp_path: Path) -> None:
+    matcher = Matcher(catalogue(tmp_path, orders=ORDERS, returns=RETURNS))
+    assert best("show me the orders per warehouse in 2024", matcher).query.name == "orders"
+    assert confidence("show me the orders per warehouse in 2024", matcher) >= MIN
+    assert confidence("tell me a joke", matcher) < MIN
+
+
+def test_a_query_whose_required_parameter_is_not_named_is_nearly_no_match(tmp_path: Path) -> None:
+    words = "values:\n  reason: {damaged: [broken, danificado]}"
+    matcher = Matcher(catalogue(tmp_path, orders=ORDERS, returns=RETURNS, vocabulary=words))
+    assert confidence("returned parcels", matcher) < 0.1
+    assert best("returned parcels that were broken", matcher).values == (("reason", "damaged"),)
+
+
+def test_an_empty_catalogue_matches_nothing() -> None:
+    assert Matcher(Catalogue()).matches("total sales") == []
+
+
+@given(st.text(max_size=2_000))
+@example("vendas 12 " * 200)
+@example("zxcvbnm " * 250)
+@example("12 " * 600)
+@example("top " + "9" * 1_990)
+@example("top " + "9." * 990)
+@example("de " * 660)
+@example("entre janeiro e " * 125)
+@example("ﷺ" * 2_000)
+@settings(max_examples=60, deadline=None)
+def test_no_text_raises_or_takes_more_than_so_many_calls(question: str) -> None:
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        matches = MATCHER.matches(question)
+    finally:
+        sys.setprofile(before)
+    assert calls < MOST_CALLS
+    for match in matches:
+        bind(match.query.parameters, match.values)
+
+
+ALL = ANSWERED + LATER_ANSWERED
+SOME_WORDS = st.sampled_from(
+    sorted({word for question, *_ in ALL for word in question.split()} | {"0", "-1", "1e9", "999999999999"})
+)
+
+
+@given(st.lists(SOME_WORDS, max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_known_words_in_any_order_give_matches_that_bind(words: list[str]) -> None:
+    for match in MATCHER.matches(" ".join(words), most=17):
+        bind(match.query.parameters, match.values)
+        assert 0 <= match.confidence <= 1
