@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import threading
@@ -692,14 +693,21 @@ def test_a_client_that_goes_away_ends_the_model_s_work(chat: Chat, model: Script
     left = threading.Event()
     model.play(script.silence(left))
     cancelled = chat.service.metric("bi_llm_requests_total", outcome="cancelled")
-    headers = {"X-API-Key": chat.keys["analyst"], "accept": accept}
-    with httpx.Client(base_url=chat.service.url) as client, pytest.raises(httpx.ReadTimeout):
-        client.post(CHAT, json={"question": f"hello? {accept}"}, headers=headers, timeout=1.5)
+    request_id = f"left-{accept.partition('/')[0]}"
+    headers = {"X-API-Key": chat.keys["analyst"], "accept": accept, "x-request-id": request_id}
+    connection = http.client.HTTPConnection("127.0.0.1", chat.service.port, timeout=30)
+    connection.request("POST", CHAT, json.dumps({"question": f"hello? {accept}"}), headers)
+    wait_until(lambda: model.received)
+    connection.close()
     assert left.wait(20)
     wait_until(lambda: chat.service.metric("bi_llm_requests_total", outcome="cancelled") == cancelled + 1)
-    wait_until(lambda: chat.service.log_lines()[-1]["status"] == 499)
-    line = [line for line in chat.service.log_lines() if line["endpoint"] == CHAT][-1]
-    assert line["tokens"]["estimated"] is True and line["tokens"]["prompt"] > 100
+
+    def lines() -> list[dict[str, Any]]:
+        return [line for line in chat.service.log_lines() if line["request_id"] == request_id]
+
+    wait_until(lines)
+    assert lines()[0]["status"] == 499
+    assert lines()[0]["tokens"]["estimated"] is True and lines()[0]["tokens"]["prompt"] > 100
 
 
 def test_a_replica_that_stops_refuses_those_who_wait_for_the_model(
@@ -733,7 +741,7 @@ def test_a_problem_in_the_stream_is_counted_and_logged_as_what_it_is(quick: Chat
     assert (name, document["code"], document["status"]) == ("problem", "model_unavailable", 503)
     assert document["retry_after_seconds"] >= 0
     assert quick.service.metric("http_requests_total", method="POST", endpoint=CHAT, status="503") == before + 1
-    wait_until(lambda: quick.service.log_lines()[-1]["code"] == "model_unavailable")
+    wait_until(lambda: [line for line in quick.service.log_lines() if line.get("code") == "model_unavailable"])
 
 
 def test_before_the_stream_begins_a_refusal_is_a_plain_one(chat: Chat) -> None:
@@ -833,3 +841,15 @@ def test_the_key_for_the_endpoint_comes_from_a_file(
         assert received.headers["authorization"] == "Bearer sk-of-the-test"
         assert (received.body["model"], received.body["max_completion_tokens"]) == ("scripted", 77)
         assert "sk-of-the-test" not in chat.service.errors()
+
+
+def test_a_key_s_file_that_cannot_be_read_stops_the_start_with_a_sentence(small: Small, tmp_path: Path) -> None:
+    service = Service(
+        small.snapshots, tmp_path, llm_base_url="http://llm/v1", llm_model="m", llm_api_key_file="/absent"
+    )
+    try:
+        assert service.process.wait(60) != 0
+        assert service.errors().startswith("bi-query: BI_LLM_API_KEY_FILE: cannot read /absent")
+        assert "Traceback" not in service.errors()
+    finally:
+        service.stop()

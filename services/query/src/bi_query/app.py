@@ -56,6 +56,7 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
         raise ConfigurationError(
             f"BI_RATE_LIMIT_ROUTES: no limited route {sorted(unknown)[0]!r}; there are {', '.join(sorted(api.LIMITED))}"
         )
+    settings.llm_api_key()  # a file that cannot be read stops the start with a sentence, here and not in the lifespan
     ring = KeyRing(settings.keys_file, catalogue.policies, metrics)
     audit = _audit_log(settings, metrics)
     # No redirects to a path without its slash: they are no answer of this API's contract, and they trust the Host header.
