@@ -19,7 +19,19 @@ from .metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _OF_THE_REQUEST = ("time", "request_id", "client", "key", "role", "policy", "method", "endpoint", "status", "code")
-_OF_THE_QUERY = ("tool", "query", "sql", "params", "question", "snapshot", "cache", "rows", "seconds", "bytes")
+_OF_THE_QUERY = (
+    "tool",
+    "query",
+    "sql",
+    "params",
+    "question",
+    "tokens",
+    "snapshot",
+    "cache",
+    "rows",
+    "seconds",
+    "bytes",
+)
 _MEMBERS = (*_OF_THE_REQUEST, *_OF_THE_QUERY)
 _ABSENT = object()
 

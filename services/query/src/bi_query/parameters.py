@@ -17,6 +17,7 @@ ParameterType = Literal["integer", "number", "string", "boolean", "date"]
 Value = int | float | str | bool | date | None
 
 DEFAULT_MAX_LENGTH = 200
+_EXACT_INTEGER = 2**53
 # Stricter than Python's own readers, which take blanks, underscores, digits of any script and week dates.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
@@ -194,6 +195,11 @@ def bind(parameters: Mapping[str, Parameter], given: Iterable[tuple[str, str]]) 
     return values
 
 
+def texts(given: Mapping[str, str | float | bool | None]) -> list[tuple[str, str]]:
+    """JSON's scalars as a query string would bring them; null means not given."""
+    return [(name, _text(value)) for name, value in given.items() if value is not None]
+
+
 def canonical_text(values: Mapping[str, object]) -> str:
     """`name=value` pairs sorted by name, percent-encoded, NULLs left out: equal for equal bindings."""
     return "&".join(
@@ -211,3 +217,11 @@ def _plain(value: object) -> object:
     if isinstance(value, bool):
         return value
     return value.isoformat() if isinstance(value, date) else value
+
+
+def _text(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_INTEGER:
+        return str(int(value))  # to JSON 10.0 and 10 are one number, and some clients write all of theirs so
+    return str(value)
