@@ -73,6 +73,7 @@ def test_the_endpoint_is_the_template_whatever_the_path_holds(serve: Callable[..
         NAMED,
         "/api/v1/queries",
         "/api/v1/query",
+        "/api/v1/chat",
         "/api/v1/tables",
         "/health/ready",
         "/metrics",

@@ -12,11 +12,11 @@ import bi_query.invalidation
 import pytest
 from bi_query.cache import Cache, Served
 from bi_query.catalogue import Freshness
+from bi_query.circuit import CircuitBreaker
 from bi_query.engine_call import Answer
 from bi_query.entries import CacheKey, pack
 from bi_query.formats import Encoded
 from bi_query.metrics import Metrics
-from bi_query.redis_link import CircuitBreaker
 from bi_query.settings import load_settings
 
 HOUR = Freshness(fresh_seconds=3600, stale_seconds=600)

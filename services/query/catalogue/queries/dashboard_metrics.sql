@@ -4,6 +4,31 @@ description: >-
   Headline figures of a period beside the period of the same length just before it, one row per metric. change_pct is
   empty when the data does not cover the whole earlier period (previous_complete is false). No rows if nothing was sold in
   either period, for instance for an unknown department or store.
+ask:
+  - key figures
+  - total sales
+  - sales
+  - how much did we sell
+  - quanto vendemos
+  - summary of the period
+  - compare with the previous period
+  - overall performance
+  - business overview
+  - number of baskets
+  - number of customers
+  - how many customers
+  - how many baskets
+  - total discount
+  - units sold
+  - sales per basket
+  - average basket
+  - sales per household
+  - spend per basket
+  - average spend per basket
+  - average spend per customer
+  - figures versus the previous period
+  - sales growth
+  - sales compared with the previous period
 freshness: dashboard_metrics
 timeout_seconds: 5
 parameters:

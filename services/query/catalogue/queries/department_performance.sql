@@ -3,13 +3,27 @@ title: Department performance
 description: >-
   Departments by sales between two days (both included): share, change on the period of the same length before, part of
   all baskets that hold the department, discount. change_pct is empty when the data does not cover the earlier period.
+ask:
+  - department performance
+  - sales by department
+  - top departments
+  - departments by sales
+  - which department sells the most
+  - how departments are doing
+  - change of each department
+  - share of each department
+  - compare departments
+  - departments compared with the previous period
+  - growth of departments
+  - vendas por departamento
 freshness: reports
 timeout_seconds: 5
 parameters:
   from_date: {type: date, default: 2017-12-04, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
-  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many departments."}
+  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many departments.",
+    ask: ["# departments", "# departamentos", "# setores"]}
 ---*/
 with totals as (
     select

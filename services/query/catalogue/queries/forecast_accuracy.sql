@@ -4,10 +4,21 @@ description: >-
   Back-test of the sales forecast over the last eight full weeks, one week ahead, beside the naive forecast (last week's
   sales). scope: department, total ('ALL DEPARTMENTS' as one series), pooled (errors of all departments added up).
   WAPE is the sum of absolute errors as a percentage of sales, empty where nothing was sold.
+ask:
+  - forecast accuracy
+  - how accurate is the forecast
+  - forecast error
+  - does the forecast beat the naive forecast
+  - how good is the forecast
+  - is the forecast better than the naive forecast
+  - how wrong is the forecast
+  - can we trust the forecast
+  - erro da previsão
 freshness: forecast
 timeout_seconds: 5
 parameters:
-  scope: {type: string, default: null, choices: [department, pooled, total], description: "One scope only; empty for all."}
+  scope: {type: string, default: null, choices: [department, pooled, total], description: "One scope only; empty for all.",
+    synonyms: {department: [by department, per department, por departamento, each department, cada departamento], pooled: [pooled, added up, agregado, agregada, all added up, somado, somados], total: [in total, as a whole, no total, overall, ao todo, total]}}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
 ---*/
 select

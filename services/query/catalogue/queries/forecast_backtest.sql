@@ -3,11 +3,22 @@ title: Forecast back-test by week
 description: >-
   What was forecast one week ahead for past weeks of one department, with intervals, beside what was sold and the naive
   forecast. in_backtest marks the last eight full weeks, on which no parameter was chosen; earlier weeks served to choose.
+ask:
+  - forecast back-test by week
+  - forecast versus actual sales by week
+  - past forecasts beside actual sales
+  - forecast and actual
+  - forecast compared with what was sold
+  - backtest of the forecast
+  - previsto contra realizado
+  - previsto e realizado por semana
+  - past forecasts
 freshness: forecast
 timeout_seconds: 5
 parameters:
   department: {type: string, default: ALL DEPARTMENTS, max_length: 64, description: "Department, exactly as in the data, or ALL DEPARTMENTS.", examples: [GROCERY]}
-  weeks: {type: integer, default: 8, minimum: 1, maximum: 520, description: "How many of the last full weeks."}
+  weeks: {type: integer, default: 8, minimum: 1, maximum: 520, description: "How many of the last full weeks.",
+    ask: ["last # weeks", "past # weeks", "últimas # semanas", "# últimas semanas", "# weeks", "# semanas"]}
 ---*/
 with numbered as (
     select *, row_number() over (order by week desc) as weeks_back

@@ -3,6 +3,17 @@ title: Product trend
 description: >-
   One product week by week (Monday to Sunday), weeks without a sale as zero, for all stores or one. Weeks that touch the
   given days are counted whole. An unknown product gives no rows.
+ask:
+  - product trend
+  - sales of a product by week
+  - product sales over time
+  - evolution of a product
+  - weekly sales of one product
+  - how does a product sell
+  - product history
+  - "product {product_id}"
+  - "sales of product {product_id} by week"
+  - "trend of product {product_id}"
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -4,6 +4,19 @@ description: >-
   Sales, baskets, households and units per week (Monday to Sunday), for weeks that touch the given days, each week counted
   whole. full_week is false where the data covers part of the week only; trading_days counts days on which any store sold.
   Weeks without a sale of the chosen store or department are zero; an unknown store or department gives no rows.
+ask:
+  - sales by week
+  - sales week by week
+  - weekly sales
+  - sales trend
+  - sales over time
+  - evolution of sales
+  - sales history
+  - baskets per week
+  - customers per week
+  - units by week
+  - vendas por semana
+  - evolução das vendas
 freshness: reports
 timeout_seconds: 5
 parameters:

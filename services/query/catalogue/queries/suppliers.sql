@@ -4,6 +4,16 @@ description: >-
   Suppliers (manufacturers) by sales between two days (both included), with share, change on the period of the same length
   before, private-label part and reach. products_sold, households and stores count the whole data, not the period.
   change_pct is empty when the data does not cover the earlier period. An unknown department gives no rows.
+ask:
+  - suppliers
+  - top suppliers
+  - supplier ranking
+  - sales by supplier
+  - supplier performance
+  - private label share of suppliers
+  - growth of suppliers
+  - private label sales by supplier
+  - which supplier sells the most
 freshness: suppliers
 timeout_seconds: 5
 parameters:
@@ -11,7 +21,8 @@ parameters:
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
   min_sales_usd: {type: number, default: 0, minimum: 0, maximum: 1000000000, description: "Leave out suppliers below these sales."}
-  limit: {type: integer, default: 50, minimum: 1, maximum: 1000, description: "How many suppliers."}
+  limit: {type: integer, default: 50, minimum: 1, maximum: 1000, description: "How many suppliers.",
+    ask: ["# suppliers", "# fornecedores", "# manufacturers", "# fabricantes"]}
 ---*/
 with totals as (
     select

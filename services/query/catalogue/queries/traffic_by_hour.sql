@@ -3,6 +3,19 @@ title: Traffic by weekday and hour
 description: >-
   Baskets and sales by weekday and local hour (US Eastern) between two days (both included), in total and per trading day
   of that weekday. Hours without a basket are left out.
+ask:
+  - traffic by hour
+  - traffic by weekday and hour
+  - busiest hours
+  - busiest days of the week
+  - peak hours
+  - when are the stores busiest
+  - sales by hour
+  - baskets by hour
+  - sales by weekday
+  - which day of the week sells most
+  - store traffic
+  - movimento por hora
 freshness: reports
 timeout_seconds: 5
 parameters:

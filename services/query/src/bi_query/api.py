@@ -44,11 +44,12 @@ AD_HOC_QUERY = "/api/v1/query"
 TABLES = "/api/v1/tables"
 CACHE = "/api/v1/cache"
 PUBLISH = "/api/v1/publish"
+CHAT = "/api/v1/chat"
 MCP = "/mcp"
 LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
 DOCS, OPENAPI = "/docs", "/openapi.json"
-_FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, MCP, LIVE, READY, METRICS, DOCS, OPENAPI})
-LIMITED = frozenset({QUERY, QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, MCP})
+_FIXED = frozenset({QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, CHAT, MCP, LIVE, READY, METRICS, DOCS, OPENAPI})
+LIMITED = frozenset({QUERY, QUERIES, AD_HOC_QUERY, TABLES, CACHE, PUBLISH, CHAT, MCP})
 """Route templates that cost a client's quota; health, metrics and documentation are free."""
 _REMEMBERED_QUESTIONS = 8192
 _REMEMBERED_QUESTION_BYTES = 1024

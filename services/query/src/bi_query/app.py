@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 from fastapi import FastAPI
@@ -23,6 +23,9 @@ from .audit import AuditLog
 from .auth import Authenticator, Gate
 from .cache import Cache
 from .catalogue import Catalogue
+from .chat.budget import TokenBudget
+from .chat.chat import ChatService
+from .chat.room import ChatRoom
 from .departure import Departure, end
 from .engine import Engine
 from .errors import ConfigurationError, MethodNotAllowed, NotFound, ProblemError
@@ -32,9 +35,13 @@ from .key_ring import KeyRing
 from .metrics import Metrics
 from .query_service import QueryService
 from .rate_limit import ClientLimiter
+from .redis_link import Link
 from .settings import Settings, available_memory_bytes
 from .snapshot import SnapshotStore
 from .telemetry import Telemetry, no_memory, send_problem
+
+if TYPE_CHECKING:
+    from .chat.model import LanguageModel
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -63,6 +70,7 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
     app.add_exception_handler(HTTPException, _framework_refusal)
     _add_documents(app, catalogue)
     routes = [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
+    routes += [("GET", api.CHAT), ("POST", api.CHAT)]
     metrics.prepare(catalogue.queries, [*routes, *([("POST", api.MCP)] if settings.mcp else [])])
 
     # The handlers exist only while the lifespan runs; the short ways find them on the application's state.
@@ -108,13 +116,16 @@ def _lifespan(
             api.Rooms(settings, metrics, store, cache, gate, service, departure, engine.unsent)
         )
         _add_routes(app, app.state.handlers)
-        agents = contextlib.AsyncExitStack()
-        await agents.enter_async_context(_add_agents(app, settings, gate, service, store))
+        rooms = contextlib.AsyncExitStack()
+        await rooms.enter_async_context(_add_agents(app, settings, gate, service, store))
+        model = await rooms.enter_async_context(_language_model(settings, metrics))
+        chat = ChatRoom(gate, ChatService(settings, metrics, service, store, model), settings.max_body_bytes)
+        app.add_route(api.CHAT, chat.ask, methods=["GET", "POST"], include_in_schema=False)
         await store.refresh()
         cache.start()
         tasks = [
             asyncio.create_task(store.watch()),
-            asyncio.create_task(_cut_off(engine, departure, settings.shutdown_grace_seconds)),
+            asyncio.create_task(_cut_off(engine, model, departure, settings.shutdown_grace_seconds)),
             asyncio.create_task(ring.watch()),
         ]
         if settings.redis_url:
@@ -126,7 +137,7 @@ def _lifespan(
             yield
         finally:
             await engine.close(settings.shutdown_grace_seconds)
-            await agents.aclose()
+            await rooms.aclose()
             await end(tasks)
             await cache.close()
             service.close()
@@ -155,10 +166,31 @@ async def _no_agents(request: Request) -> Response:
     raise NotFound("mcp_off", "MCP is switched off here; who runs this service switches it on with BI_MCP=true")
 
 
-async def _cut_off(engine: Engine, departure: Departure, grace_seconds: float) -> None:
+@contextlib.asynccontextmanager
+async def _language_model(settings: Settings, metrics: Metrics) -> AsyncIterator[LanguageModel | None]:
+    """The model that questions are put to, if one is configured."""
+    if settings.llm_base_url is None:
+        yield None
+        return
+    from .chat.model import LanguageModel  # noqa: PLC0415 - its client takes a second to import: who needs it pays
+
+    budget = TokenBudget(settings, metrics, Link(settings, metrics) if settings.redis_url else None)
+    model = LanguageModel(settings, metrics, budget)
+    sharing = asyncio.create_task(budget.share())
+    try:
+        yield model
+    finally:
+        await model.close()
+        await end([sharing])
+        await budget.close()
+
+
+async def _cut_off(engine: Engine, model: LanguageModel | None, departure: Departure, grace_seconds: float) -> None:
     """Refuse, with 503, what still runs when the grace is over. The server would only cut the connections."""
     await departure.begun()
     await asyncio.sleep(grace_seconds)
+    if model is not None:
+        await model.close()
     await engine.close(0)
 
 

@@ -22,7 +22,19 @@ logger = logging.getLogger(__name__)
 _FLUSH_SECONDS = 0.1
 _FLUSH_BYTES = 32_768
 _MEMBERS = ("time", "request_id", "client", "key", "role", "policy", "method", "endpoint", "status", "code")
-_OF_THE_QUERY = ("tool", "query", "sql", "params", "question", "snapshot", "cache", "rows", "seconds", "bytes")
+_OF_THE_QUERY = (
+    "tool",
+    "query",
+    "sql",
+    "params",
+    "question",
+    "tokens",
+    "snapshot",
+    "cache",
+    "rows",
+    "seconds",
+    "bytes",
+)
 
 
 class _Rotating(logging.handlers.RotatingFileHandler):

@@ -1,7 +1,7 @@
 """The catalogue: models and named queries as SQL files with YAML front matter. Load and validate.
 
-Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.yaml`, `policies.yaml`. Problems are
-collected, not raised one by one, each with file and line.
+Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.yaml`, `policies.yaml`,
+`vocabulary.yaml`. Problems are collected, not raised one by one, each with file and line.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from .front_matter import (
     validated,
 )
 from .parameters import Parameter
+from .phrases import PLACE, Phrases
 from .policies import Policy
 from .policy_files import load_policies
+from .vocabulary import Vocabulary, load_vocabulary
 
 __all__ = ["Catalogue", "CatalogueError", "Freshness", "Model", "NamedQuery", "Problem", "load_catalogue"]
 
@@ -55,6 +57,7 @@ class _QueryHeader(BaseModel):
     description: str = ""
     freshness: str
     timeout_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    ask: Phrases = ()
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -78,7 +81,10 @@ class Model:
 
 @dataclass(frozen=True)
 class NamedQuery:
-    """A governed SELECT with declared parameters. `digest` changes whenever the file does."""
+    """A governed SELECT with declared parameters. `digest` changes whenever the file does.
+
+    `ask` are phrases in which people ask for it, in any language.
+    """
 
     name: str
     title: str
@@ -91,6 +97,7 @@ class NamedQuery:
     path: Path
     sql_line: int
     digest: str
+    ask: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry as `GET /api/v1/queries` gives it."""
@@ -112,6 +119,7 @@ class Catalogue:
     queries: Mapping[str, NamedQuery] = field(default_factory=dict)
     freshness: Mapping[str, Freshness] = field(default_factory=dict)
     policies: Mapping[str, Policy] = field(default_factory=dict)
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     @property
     def ad_hoc_freshness(self) -> Freshness:
@@ -139,9 +147,10 @@ def load_catalogue(folder: Path | None) -> Catalogue:
         for file in read_sql_files(folder / "queries", problems):
             if (query := _query(file, parser, freshness, problems)) is not None:
                 queries[query.name] = query
+    vocabulary = load_vocabulary(folder / "vocabulary.yaml", [query.parameters for query in queries.values()], problems)
     if problems:
         raise CatalogueError(problems)
-    return Catalogue(models, queries, freshness, policies)
+    return Catalogue(models, queries, freshness, policies, vocabulary)
 
 
 def _load_freshness(path: Path, problems: list[Problem]) -> dict[str, Freshness]:
@@ -181,6 +190,10 @@ def _query(
         return None
     parameters = _parameters(file, header, problems)
     _compare_parameters(file, set(header.parameters), used, problems)
+    for place, phrase in enumerate(header.ask):
+        for name in set(PLACE.findall(phrase)) - set(header.parameters):
+            line = file.line_of("ask", place)
+            problems.append(Problem(file.path, line, f"ask: {phrase!r}: there is no parameter {name!r}"))
     if header.freshness not in freshness:
         known = ", ".join(sorted(freshness)) or "none: add freshness.yaml"
         message = f"unknown freshness class {header.freshness!r} (known: {known})"
@@ -199,6 +212,7 @@ def _query(
         file.path,
         file.sql_line,
         blake2b(repr((file.header, file.sql)).encode(), digest_size=6).hexdigest(),
+        header.ask,
     )
 
 

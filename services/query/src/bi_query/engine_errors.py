@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError)
 """What a query that needs too much raises, and any other that runs beside it."""
 
+_OF_THE_TEXT = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.SyntaxException)
+"""Raised before any row is read: their messages know the SQL and the schema, and no data."""
+
 _FROM_STREAM = "C Data interface error: "
 _CLASSES = {
     "Out of Memory": duckdb.OutOfMemoryException,
@@ -48,7 +51,10 @@ def translate(error: Exception, query: str, sql: str, prefix_bytes: int = 0) -> 
         return ProblemError("engine_failure", "the engine could not use its files; the operator's log says why")
     if isinstance(error, duckdb.Error) and not isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
         if query == AD_HOC:
-            return SqlRefused("sql_error", message, position=_characters(sql, position_bytes, prefix_bytes))
+            position = _characters(sql, position_bytes, prefix_bytes)
+            return SqlRefused(
+                "sql_error", message, position=position, may_quote_data=not isinstance(error, _OF_THE_TEXT)
+            )
         failed = QueryFailed(
             "query_failed", f"named query '{query}' failed on this snapshot: {message.splitlines()[0]}"
         )

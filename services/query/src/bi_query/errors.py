@@ -128,15 +128,17 @@ class HeadersTooLarge(ProblemError):
 class SqlRefused(ProblemError):
     """422: SQL that the guard refuses or DuckDB cannot bind or run.
 
-    `position` is a 0-based character offset into the SQL text as sent.
+    `position` is a 0-based character offset into the SQL text as sent. `may_quote_data` is false only where `detail` speaks
+    of the SQL's text and the schema alone: what DuckDB says while it runs quotes values (a conversion error does).
     """
 
     status = 422
     title = "SQL refused"
 
-    def __init__(self, code: str, detail: str, *, position: int | None = None) -> None:
+    def __init__(self, code: str, detail: str, *, position: int | None = None, may_quote_data: bool = True) -> None:
         super().__init__(code, detail, extra={} if position is None else {"position": position})
         self.position = position
+        self.may_quote_data = may_quote_data
 
 
 class RateLimited(ProblemError):

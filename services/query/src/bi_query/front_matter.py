@@ -63,9 +63,13 @@ class CatalogueFile:
     sql_line: int
 
     def line_of(self, *keys: object) -> int:
-        """Line of the innermost front-matter key of `keys` that exists."""
+        """Line of the innermost front-matter key (or place in a list) of `keys` that exists."""
         node, line = self.header_node, self.header_line
         for key in keys:
+            if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                node = node.value[key]
+                line = self.header_line + node.start_mark.line
+                continue
             if not isinstance(node, yaml.MappingNode):
                 break
             for key_node, value_node in node.value:

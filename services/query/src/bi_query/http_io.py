@@ -91,7 +91,7 @@ async def unless_gone(request: Request, asked: Coroutine[Any, Any, _T]) -> _T:
 
     async def watch() -> None:
         nonlocal gone
-        await _disconnected(request.receive)
+        await disconnected(request.receive)
         gone = True
         asker.cancel()
 
@@ -108,7 +108,8 @@ async def unless_gone(request: Request, asked: Coroutine[Any, Any, _T]) -> _T:
             watcher.cancel()
 
 
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+async def disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Until the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -348,7 +349,7 @@ class InPieces(Ready):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send, unless the client goes away or is cut off; that is counted as 499."""
         body = self._held.body
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for start in range(0, len(body), _PIECE_BYTES):

@@ -23,6 +23,7 @@ from prometheus_client import (
 
 REQUEST_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ENGINE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+LLM_SECONDS_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 ACTIVE_USER_WINDOW_SECONDS = 300.0
 MAX_TRACKED_USERS = 100_000
 UNMATCHED_ENDPOINT = "unmatched"
@@ -32,7 +33,11 @@ CACHE_RESULTS = ("hit", "miss", "stale", "coalesced", "bypass")
 ENGINE_OUTCOMES = ("ok", "timeout", "cancelled", "refused", "error")
 REJECTION_REASONS = ("queue_full", "queue_timeout", "out_of_memory", "shutdown")
 AUTH_FAILURES = ("unauthorized", "bad_key", "role_too_low", "policy_unusable")
-REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit")
+REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit", "llm_budget")
+LLM_DIRECTIONS = ("prompt", "completion")
+LLM_OUTCOMES = ("ok", "timeout", "unavailable", "rate_limited", "malformed", "refused", "cancelled")
+LLM_RETRY_REASONS = ("timeout", "unavailable", "rate_limited", "malformed")
+CHAT_OUTCOMES = ("named", "sql", "cannot_answer", "refused", "error")
 
 
 class ActiveUsers:
@@ -74,6 +79,7 @@ class Metrics:
         self._cache()
         self._engine()
         self._snapshot()
+        self._chat()
         Info("bi_query_build", "Versions of the service and its engine.", registry=self.registry).info(
             {"version": version, "python_version": platform.python_version(), "duckdb_version": duckdb_version}
         )
@@ -112,7 +118,6 @@ class Metrics:
         self.send_cuts = self._counter(
             "bi_send_cuts_total", "Connections cut because their client read nothing of its answer for too long."
         )
-        self.llm_tokens = self._counter("llm_tokens_total", "Tokens used by the language model.", ("model",))
         self.rate_limit_rejections = self._counter(
             "bi_rate_limit_rejections_total", "Requests refused with 429.", ("endpoint",)
         )
@@ -200,6 +205,55 @@ class Metrics:
         self.publisher_heartbeat = self._gauge(
             "bi_publisher_heartbeat_timestamp_seconds", "When the publisher was last alive; 0 without one."
         )
+
+    def _chat(self) -> None:
+        self.llm_tokens = self._counter(
+            "llm_tokens_total", "Tokens used by the language model.", ("model", "direction")
+        )
+        self.llm_requests = self._counter(
+            "bi_llm_requests_total", "Requests to the language model, retries included.", ("model", "outcome")
+        )
+        self.llm_seconds = Histogram(
+            "bi_llm_request_seconds",
+            "Seconds of one request to the language model, failed ones included.",
+            ("model",),
+            buckets=LLM_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.llm_retries = self._counter(
+            "bi_llm_retries_total", "Requests to the language model made again.", ("model", "reason")
+        )
+        self.llm_circuit_open = self._gauge("bi_llm_circuit_open", "1 while the language model is not being asked.")
+        self.llm_configured = self._gauge("bi_llm_configured", "1 when a language model is configured.")
+        self.llm_budget = self._gauge(
+            "bi_llm_budget_tokens", "Tokens that all keys together may use per day (UTC); 0 means no limit."
+        )
+        self.llm_budget_used = self._gauge(
+            "bi_llm_budget_used_tokens", "Tokens used today (UTC) by all replicas, as far as this one knows."
+        )
+        self.chat_answers = self._counter(
+            "bi_chat_answers_total", "Questions by who chose the answer.", ("by", "outcome")
+        )
+        self.chat_sql_retries = self._counter(
+            "bi_chat_sql_retries_total", "Times the language model was shown an error and asked again."
+        )
+        self.chat_plan_hits = self._counter(
+            "bi_chat_plan_hits_total", "Questions answered from a remembered plan, without the language model."
+        )
+        for by in ("matcher", "model"):
+            for outcome in CHAT_OUTCOMES:
+                self.chat_answers.labels(by, outcome)
+
+    def prepare_model(self, model: str) -> None:
+        """Create the label sets of the configured language model at zero."""
+        self.llm_configured.set(1)
+        self.llm_seconds.labels(model)
+        for direction in LLM_DIRECTIONS:
+            self.llm_tokens.labels(model, direction)
+        for outcome in LLM_OUTCOMES:
+            self.llm_requests.labels(model, outcome)
+        for reason in LLM_RETRY_REASONS:
+            self.llm_retries.labels(model, reason)
 
     def observe_request(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count one answered request and its duration."""

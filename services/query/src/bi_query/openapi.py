@@ -21,11 +21,14 @@ _PROBLEMS = {
     "422": "The SQL is refused or cannot run; `position` is a character offset.",
     "429": "The client's quota is spent; see `Retry-After`.",
     "500": "The query failed for a reason of ours.",
-    "503": "The queue is full or nothing is published; see `Retry-After`.",
+    "503": "The queue is full, nothing is published, or the language model does not answer; see `Retry-After`.",
     "504": "The query ran longer than its limit and was stopped.",
 }
 _WITHOUT_KEY = frozenset({"live", "ready", "metrics"})
 _VALUE: dict[str, Any] = {"description": "A value; what JSON cannot hold exactly is text (docs/api.md)."}
+_CHAT_EXAMPLE = {"question": "Which products sell best?"}
+_TEXT = r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
+_QUESTION: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 2000, "pattern": _TEXT}
 _SCHEMAS: dict[str, Any] = {
     "Result": {
         "type": "object",
@@ -57,6 +60,56 @@ _SCHEMAS: dict[str, Any] = {
             "position": {"type": "integer"},
         },
     },
+    "ChatRequest": {
+        "type": "object",
+        "required": ["question"],
+        "additionalProperties": False,
+        "properties": {
+            "question": {**_QUESTION, "description": "In words, in Portuguese or English."},
+            "conversation": {
+                "type": ["array", "null"],
+                "maxItems": 10,
+                "description": "Earlier questions and what answered them, oldest first.",
+                "items": {
+                    "type": "object",
+                    "required": ["question"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "question": _QUESTION,
+                        "query": {"type": ["string", "null"], "pattern": _TEXT, "minLength": 1, "maxLength": 200},
+                        "sql": {"type": ["string", "null"], "pattern": _TEXT, "minLength": 1, "maxLength": 20_000},
+                    },
+                },
+            },
+        },
+    },
+    "ChatAnswer": {
+        "type": "object",
+        "required": ["answer", "query", "sql", "params", "confidence", "result", "data_version", "tokens"],
+        "properties": {
+            "answer": {"type": "string"},
+            "query": {"type": ["string", "null"], "description": "The named query that answered; null for SQL."},
+            "sql": {"type": ["string", "null"], "description": "What ran; null when nothing did."},
+            "params": {"type": ["object", "null"]},
+            "confidence": {"type": ["number", "null"], "description": "0 to 1; null when a model chose."},
+            "result": {"anyOf": [{"$ref": "#/components/schemas/Result"}, {"type": "null"}]},
+            "data_version": {"type": "string"},
+            "tokens": {
+                "type": "object",
+                "required": ["prompt", "completion"],
+                "properties": {
+                    "prompt": {"type": "integer", "minimum": 0},
+                    "completion": {"type": "integer", "minimum": 0},
+                    "estimated": {"const": True},
+                },
+            },
+            "nearest": {
+                "type": "array",
+                "description": "Where nothing answered: the nearest named queries.",
+                "items": {"type": "object", "required": ["name", "title"]},
+            },
+        },
+    },
     "SqlRequest": {
         "type": "object",
         "required": ["sql"],
@@ -78,6 +131,7 @@ def document(queries: Iterable[NamedQuery]) -> dict[str, Any]:
         "/api/v1/queries": {"get": _operation("List named queries", "listQueries", _json_answer(_listing()), ("429",))},
         "/api/v1/tables": {"get": _operation("List tables", "listTables", _json_answer(_tables()), ("429", "503"))},
         "/api/v1/query": {"post": _ad_hoc()},
+        "/api/v1/chat": _chat(),
         "/api/v1/cache": {"delete": _invalidation()},
         "/api/v1/publish": {
             "get": _operation("How did publishing go?", "publishStatus", _json_answer(_publish()), ("429",))
@@ -143,6 +197,22 @@ def _ad_hoc() -> dict[str, Any]:
         **_operation("Run a SELECT", "runSql", _result(), codes),
         "requestBody": {"required": True, "content": body},
         "parameters": [_format_parameter()],
+    }
+
+
+def _chat() -> dict[str, Any]:
+    codes = ("400", "422", "429", "500", "503", "504")
+    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    document = {"application/json": {"schema": {"$ref": "#/components/schemas/ChatAnswer"}}}
+    answer = {"description": "The answer, or that there is none.", "content": {**document, **events}}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}, "example": _CHAT_EXAMPLE}}
+    asked = {"name": "q", "in": "query", "required": True, "schema": _QUESTION, "description": "The question."}
+    return {
+        "get": {**_operation("Ask in words", "askByGet", answer, codes), "parameters": [asked]},
+        "post": {
+            **_operation("Ask in words", "ask", answer, (*codes, "413", "415")),
+            "requestBody": {"required": True, "content": body},
+        },
     }
 
 

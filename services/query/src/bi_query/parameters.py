@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from .errors import BadRequest
+from .phrases import number_phrases, words_for_values
 
 ParameterType = Literal["integer", "number", "string", "boolean", "date"]
 Value = int | float | str | bool | date | None
 
 DEFAULT_MAX_LENGTH = 200
+_EXACT_INTEGER = 2**53
 # Stricter than Python's own readers, which take blanks, underscores, digits of any script and week dates.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples"}
+_KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples", "synonyms", "ask"}
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
@@ -45,6 +47,8 @@ class Parameter:
     max_length: int = DEFAULT_MAX_LENGTH
     choices: tuple[str, ...] = ()
     examples: tuple[Any, ...] = ()
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # value's text -> words for it in questions
+    ask: tuple[str, ...] = ()  # phrases of questions, with # where the number stands
 
     @classmethod
     def declare(cls, name: str, declaration: Mapping[str, Any]) -> Parameter:
@@ -67,6 +71,8 @@ class Parameter:
             declaration.get("max_length", DEFAULT_MAX_LENGTH),
             tuple(declaration.get("choices", ())),
             tuple(declaration.get("examples", ())),
+            words_for_values(declaration.get("synonyms", {})),
+            number_phrases(declaration.get("ask", ())),
         )
         for key in ("minimum", "maximum", "default"):
             value = declaration.get(key)
@@ -75,6 +81,12 @@ class Parameter:
         for value in (parameter.default, *parameter.examples):
             if value is not None and (fault := parameter._fault(value)):
                 raise ValueError(f"default or example {value!r} {fault}")
+        for text in parameter.synonyms:
+            value = parameter._convert(text)
+            if fault := f"is not a {kind}" if value is _MISSING else parameter._fault(value):
+                raise ValueError(f"synonyms of {text!r}: it {fault}")
+        if parameter.ask and kind not in ("integer", "number"):
+            raise ValueError("ask is for numbers; a text's words go into synonyms")
         return parameter
 
     def parse(self, text: str) -> Value:
@@ -183,6 +195,11 @@ def bind(parameters: Mapping[str, Parameter], given: Iterable[tuple[str, str]]) 
     return values
 
 
+def texts(given: Mapping[str, str | float | bool | None]) -> list[tuple[str, str]]:
+    """JSON's scalars as a query string would bring them; null means not given."""
+    return [(name, _text(value)) for name, value in given.items() if value is not None]
+
+
 def canonical_text(values: Mapping[str, object]) -> str:
     """`name=value` pairs sorted by name, percent-encoded, NULLs left out: equal for equal bindings."""
     return "&".join(
@@ -200,3 +217,11 @@ def _plain(value: object) -> object:
     if isinstance(value, bool):
         return value
     return value.isoformat() if isinstance(value, date) else value
+
+
+def _text(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_INTEGER:
+        return str(int(value))  # to JSON 10.0 and 10 are one number, and some clients write all of theirs so
+    return str(value)

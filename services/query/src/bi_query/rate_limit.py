@@ -24,9 +24,10 @@ from limits.storage import Storage
 from redis.exceptions import RedisError
 from slowapi import Limiter
 
+from .circuit import CircuitBreaker
 from .errors import RateLimited
 from .metrics import Metrics
-from .redis_tier import PREFIX, CircuitBreaker, connect
+from .redis_link import PREFIX, connect
 from .settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The line to Redis: a client that fails fast, a circuit breaker, and a way to ask that never raises and never cancels.
+"""The line to Redis: a client that fails fast behind a circuit breaker, and a way to ask that never raises or cancels.
 
 redis-py closes a connection whose command is cancelled, but a cancellation that lands while the connection is being given
 back loses its place in the pool for good. So commands run in tasks of their own, bounded by the socket's time-outs, and a
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,69 +20,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from .circuit import CircuitBreaker
 from .metrics import Metrics
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "bi:"
-_FAILURES_TO_OPEN = 3
-_OPEN_SECONDS_FIRST = 0.5
-_OPEN_SECONDS_MOST = 15.0
 _PROBE_TTL_MS = 10_000
 
 _Result = TypeVar("_Result")
-
-
-class CircuitBreaker:
-    """Closed, or open until a moment; after it one caller at a time may probe. Waits double up to a bound."""
-
-    def __init__(self, is_open: Gauge | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._gauge = is_open
-        self._clock = clock
-        self._failures = 0
-        self._open_seconds = _OPEN_SECONDS_FIRST
-        self._open_until: float | None = None
-        self._probing = False
-
-    def allows(self) -> bool:
-        """Whether to ask now. Letting a probe through pushes the next one back."""
-        if self._open_until is None:
-            return True
-        if self._clock() < self._open_until:
-            return False
-        self._open_until = self._clock() + self._open_seconds
-        self._probing = True
-        return True
-
-    @property
-    def is_open(self) -> bool:
-        """Whether Redis is considered gone."""
-        return self._open_until is not None
-
-    def succeeded(self) -> None:
-        """Close."""
-        if self._open_until is not None:
-            logger.info("redis answers again; the cache's shared tier is back")
-            if self._gauge is not None:
-                self._gauge.set(0)
-        self._failures, self._open_until, self._open_seconds, self._probing = 0, None, _OPEN_SECONDS_FIRST, False
-
-    def failed(self) -> None:
-        """Count; open after a few in a row, longer each time a probe fails."""
-        self._failures += 1
-        if self._open_until is None:
-            if self._failures < _FAILURES_TO_OPEN:
-                return
-            logger.warning("redis does not answer; serving without the cache's shared tier")
-        elif self._probing:
-            self._open_seconds = min(self._open_seconds * 2, _OPEN_SECONDS_MOST)
-        else:
-            return  # asked before the circuit opened: it says nothing new, and must not lengthen the wait
-        self._probing = False
-        self._open_until = self._clock() + self._open_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spread, not secrecy
-        if self._gauge is not None:
-            self._gauge.set(1)
 
 
 def connect(settings: Settings, **options: Any) -> aioredis.Redis:
@@ -107,11 +53,14 @@ def connect(settings: Settings, **options: Any) -> aioredis.Redis:
 
 
 class Link:
-    """One client behind one breaker. While the circuit is open nobody waits for Redis but `probe`."""
+    """One client behind one breaker. While the circuit is open nobody waits for Redis but `probe`.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    `is_open`: where it shows; the cache's link and no other has the service's gauge.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, is_open: Gauge | None = None) -> None:
         self.client = connect(settings)
-        self._breaker = CircuitBreaker(metrics.cache_redis_circuit_open)
+        self._breaker = CircuitBreaker(is_open, what="redis")
         self._metrics = metrics
         self._timeout_seconds = settings.redis_timeout_seconds * 2
         self._probe_key = f"{PREFIX}probe:{random.getrandbits(64):016x}"

@@ -23,11 +23,9 @@ import orjson
 from .entries import CacheKey, CorruptEntry, Entry, label_of
 from .invalidation import Glob, compile_glob, literal_prefix
 from .metrics import Metrics
-from .redis_link import PREFIX, CircuitBreaker, Link, connect
+from .redis_link import PREFIX, Link, connect
 from .settings import Settings
 from .unsent import LARGE_BYTES
-
-__all__ = ["PREFIX", "CircuitBreaker", "Lease", "RedisTier", "connect"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class RedisTier:
         self._on_invalidate = on_invalidate
         # A result ends with the row that makes it too large: that one may be large, too.
         self._max_body_bytes = max(2 * settings.max_result_bytes, _LEAST_BODY_BYTES)
-        self._link = Link(settings, metrics)
+        self._link = Link(settings, metrics, metrics.cache_redis_circuit_open)
         self._origin = f"{random.getrandbits(64):016x}"
         self._unsent: dict[str, Glob] = {}
 

@@ -22,6 +22,7 @@ from .errors import ConfigurationError
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+_WEB_ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 _CGROUP_CPU_FILE = "/sys/fs/cgroup/cpu.max"
 _CGROUP_MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -88,6 +89,17 @@ class Settings(BaseSettings):
     mcp: bool = False
     mcp_hosts: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "localhost", "[::1]")
 
+    llm_base_url: str | None = None
+    llm_model: str | None = Field(None, max_length=200, validate_default=True)
+    llm_api_key_file: Path | None = None
+    llm_timeout_seconds: float = Field(30.0, gt=0, le=600)
+    llm_max_retries: int = Field(2, ge=0, le=10)
+    llm_max_completion_tokens: int = Field(1024, ge=16, le=1_000_000)
+    llm_tokens_per_day: int = Field(0, ge=0)
+    llm_tokens_per_key_per_day: int = Field(0, ge=0)
+    chat_min_confidence: float = Field(0.5, ge=0, le=1)
+    chat_sure_confidence: float = Field(0.8, ge=0, le=1)
+
     fault_injection: bool = False
 
     @field_validator("trusted_proxies", mode="before")
@@ -104,6 +116,20 @@ class Settings(BaseSettings):
         if isinstance(names, tuple) and (wrong := [name for name in names if not _HOST.fullmatch(str(name))]):
             raise ValueError(f"{wrong[0]!r} is not a host name; write for example 'bi.example.com' or 'query:8000'")
         return names
+
+    @field_validator("llm_base_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not _WEB_ADDRESS.fullmatch(value):
+            raise ValueError(f"{value!r} is not an address; write for example 'http://llm:8080/v1'")
+        return value
+
+    @field_validator("llm_model")
+    @classmethod
+    def _model_goes_with_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("llm_base_url") is not None:
+            raise ValueError("BI_LLM_BASE_URL is set, so name the model to ask for")
+        return value
 
     @field_validator("unsent_max_bytes")
     @classmethod
@@ -149,14 +175,20 @@ class Settings(BaseSettings):
 
     def redis_password(self) -> str | None:
         """The Redis password from its file, or None when no file is set."""
-        if self.redis_password_file is None:
-            return None
-        try:
-            return self.redis_password_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(
-                f"BI_REDIS_PASSWORD_FILE: cannot read {self.redis_password_file}: {error}"
-            ) from error
+        return _secret("BI_REDIS_PASSWORD_FILE", self.redis_password_file)
+
+    def llm_api_key(self) -> str | None:
+        """The key for the model's endpoint from its file, or None when no file is set."""
+        return _secret("BI_LLM_API_KEY_FILE", self.llm_api_key_file)
+
+
+def _secret(variable: str, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{variable}: cannot read {path}: {error}") from error
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -99,7 +99,8 @@ class SqlGuard:
             walk = Walk(self._relations, qualified=self._qualified)
             walk.run(statement)
         except TreeError as refusal:
-            raise SqlRefused(refusal.code, refusal.detail, position=_characters(data, refusal.offset)) from None
+            position = _characters(data, refusal.offset)
+            raise SqlRefused(refusal.code, refusal.detail, position=position, may_quote_data=False) from None
         return GuardedSql(
             sql=data.decode(),
             normalised=_LOCATION.sub("", tree_json),
@@ -110,14 +111,15 @@ class SqlGuard:
     def _encode(self, sql: str) -> bytes:
         if len(sql) > self._max_sql_chars:
             detail = f"The SQL has {len(sql)} characters; the limit is {self._max_sql_chars}."
-            raise SqlRefused("sql_too_long", detail)
+            raise SqlRefused("sql_too_long", detail, may_quote_data=False)
         if "\0" in sql:
-            raise SqlRefused("sql_syntax", "The SQL contains a NUL character.", position=sql.index("\0"))
+            detail = "The SQL contains a NUL character."
+            raise SqlRefused("sql_syntax", detail, position=sql.index("\0"), may_quote_data=False)
         try:
             return sql.encode()
         except UnicodeEncodeError as error:
             detail = "The SQL contains a lone surrogate, which is no character."
-            raise SqlRefused("sql_syntax", detail, position=error.start) from None
+            raise SqlRefused("sql_syntax", detail, position=error.start, may_quote_data=False) from None
 
     def _parse(self, sql: str) -> tuple[str, dict[str, Any]]:
         """The one statement's tree, as DuckDB's JSON and read. Raises TreeError."""

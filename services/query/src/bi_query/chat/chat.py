@@ -1,0 +1,270 @@
+"""The order of resort: a named query that fits; else what a model chooses, SQL included; else a plain "cannot answer".
+
+The model chooses, the service runs: with the asker's key, under the same guard, row policies, limits, cache and audit log as
+what a person asks. No row goes to the model, and no message that may quote one; the sentence of an answer is `wording`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..access import Principal
+from ..catalogue import NamedQuery
+from ..errors import BadRequest, Forbidden, NotFound, ProblemError, QueryCancelled, SqlRefused
+from ..flights import Flights
+from ..formats import Limits
+from ..metrics import AD_HOC, Metrics
+from ..parameters import canonical_text
+from ..query_service import QueryService, Result
+from ..settings import Settings
+from ..snapshot import SnapshotStore
+from . import prompt, wording
+from .budget import Asking, Tokens
+from .matcher import Match, Matcher
+from .prompt import Question
+from .reply import Choice, RunQuery, RunSql
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
+
+_LIMITS = Limits(200, 256 * 1024)  # what a person reads; as MCP's
+_MOST_CORRECTIONS = 2
+_NEAREST = 3
+_REMEMBERED_PLANS = 4096
+_END_SECONDS = 1.0
+_CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
+STEPS = ("matching", "asking_model", "running_query", "running_sql")
+
+
+@dataclass
+class Asked:
+    """A question's way through the service: who asks and how, and what became known of it, for the audit log."""
+
+    principal: Principal
+    is_streamed: bool = False
+    is_fresh: bool = False
+    """No cached answer and no remembered plan will do."""
+    step: Callable[[str], None] = lambda _: None
+    """Told what is being done, one of `STEPS`."""
+    tokens: Tokens = field(default_factory=Tokens)
+    found: dict[str, Any] = field(default_factory=dict)
+    """`query`, `sql` and `params` as chosen last."""
+
+    @property
+    def who(self) -> str:
+        """Whose tokens are spent: the key's name, else the client's."""
+        return self.principal.name or self.principal.client
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ran, or that nothing did (`result` None)."""
+
+    query: NamedQuery | None = None
+    sql: str | None = None
+    values: dict[str, object] | None = None
+    result: Result | None = None
+    is_refused: bool = False
+    """The model chose something, and nothing of it could be run."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer's document, and the result in it."""
+
+    document: dict[str, Any]
+    result: Result | None
+
+
+class ChatService:
+    """Answers questions in words."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        service: QueryService,
+        store: SnapshotStore,
+        model: LanguageModel | None,
+    ) -> None:
+        self._service, self._store, self._metrics, self._model = service, store, metrics, model
+        self._queries = service.catalogue.queries
+        self._matcher = Matcher(service.catalogue)
+        self._least = settings.chat_sure_confidence if model else settings.chat_min_confidence
+        self._catalogue_digest = _digest(*[f"{name} {query.digest}" for name, query in self._queries.items()])
+        self._tools = prompt.tools(self._queries.values())
+        self._plans: OrderedDict[str, Choice] = OrderedDict()
+        self._flights: Flights[Outcome] = Flights()
+
+    async def answer(self, question: Question, asked: Asked) -> Answered:
+        """The answer. Raises what `QueryService` raises; `Overloaded`, `RateLimited` when the model cannot be asked."""
+        asked.step("matching")
+        matches = await asyncio.to_thread(self._matches, question)
+        best = matches[0] if matches else None
+        by = "matcher"
+        try:
+            if best is not None and best.confidence >= self._least:
+                outcome = await self._run(RunQuery(best.query.name, best.values), asked)
+            elif self._model is None:
+                outcome = Outcome()
+            else:
+                by = "model"
+                outcome = await self._by_model(self._model, question, asked)
+        except ProblemError as problem:
+            if not isinstance(problem, QueryCancelled):
+                self._metrics.chat_answers.labels(by, "error").inc()
+            raise
+        self._metrics.chat_answers.labels(by, _name(outcome)).inc()
+        confidence = None if by == "model" else best.confidence if best else 0.0
+        return Answered(self._document(question, outcome, matches, confidence, asked.tokens), outcome.result)
+
+    def _matches(self, question: Question) -> list[Match]:
+        matches = self._matcher.matches(question.text, _NEAREST)
+        if question.turns and not (matches and matches[0].confidence >= self._least):
+            followed = self._followed(question)
+            if followed is not None and not (matches and matches[0].confidence >= followed.confidence):
+                return [followed, *[match for match in matches if match.query is not followed.query]][:_NEAREST]
+        return matches
+
+    def _followed(self, question: Question) -> Match | None:
+        """A question like "and in March?": the query of the turn before, the new values over the old ones."""
+        query, values = None, dict[str, str]()
+        for turn in question.turns:
+            if turn.query != (query.name if query else None):
+                query, values = self._queries.get(turn.query or ""), {}
+            if query is not None:
+                values |= dict(self._named_by(query, turn.question).values)
+        if query is None:
+            return None
+        match = self._named_by(query, question.text)
+        if not match.values:
+            return None
+        return Match(query, tuple((values | dict(match.values)).items()), match.confidence)
+
+    def _named_by(self, query: NamedQuery, text: str) -> Match:
+        """`text` as if it named `query`; without the values that the query's own title seems to give."""
+        matches = {match.query.name: match for match in self._matcher.matches(f"{query.title}: {text}", _NEAREST)}
+        own = {match.query.name: match for match in self._matcher.matches(query.title, _NEAREST)}
+        match = matches.get(query.name, Match(query, (), 0.0))
+        of_the_title = own[query.name].values if query.name in own else ()
+        return Match(query, tuple(pair for pair in match.values if pair not in of_the_title), match.confidence)
+
+    async def _by_model(self, model: LanguageModel, question: Question, asked: Asked) -> Outcome:
+        """What the model chooses, or chose when it was asked the same of the same data."""
+        key = _digest(
+            self._store.current.id, self._catalogue_digest, model.name, asked.principal.scope, normalised(question.text),
+            *[f"{normalised(turn.question)}\0{turn.query}\0{turn.sql}" for turn in question.turns],
+        )  # fmt: skip
+        choice = None if asked.is_fresh else self._plans.get(key)
+        if choice is not None:
+            self._plans.move_to_end(key)
+            self._metrics.chat_plan_hits.inc()
+            return await self._run(choice, asked)
+        # The same question, asked by many at once, is put to the model once.
+        name = f"{key}-fresh" if asked.is_fresh else key
+        flight = self._flights.get(name) or self._flights.launch(name, self._asked(model, question, asked, key))
+        try:
+            outcome = await self._flights.join(flight)
+        except asyncio.CancelledError:
+            if not flight.waiters:  # the tokens it has used belong on this request's line
+                await asyncio.wait({flight.task}, timeout=_END_SECONDS)
+            raise
+        asked.found = _found(outcome) or asked.found
+        return outcome
+
+    async def _asked(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
+        tables = self._service.relations(asked.principal)
+        messages = prompt.messages(question, self._queries.values(), tables)
+        asking = Asking(asked.who, asked.is_streamed, asked.tokens)
+        for correction in range(_MOST_CORRECTIONS + 1):
+            asked.step("asking_model")
+            reply = await model.choose(messages, self._tools, asking)
+            try:
+                outcome = await self._run(reply.choice, asked)
+            except _CORRECTABLE as problem:
+                if correction < _MOST_CORRECTIONS:
+                    self._metrics.chat_sql_retries.inc()
+                    messages = [*messages, *reply.with_error(prompt.error_text(problem))]
+                continue
+            self._remember(key, reply.choice)
+            return outcome
+        return Outcome(is_refused=True)
+
+    def _remember(self, key: str, choice: Choice) -> None:
+        self._plans[key] = choice
+        if len(self._plans) > _REMEMBERED_PLANS:
+            self._plans.popitem(last=False)
+
+    async def _run(self, choice: Choice, asked: Asked) -> Outcome:
+        """Run what was chosen, as its asker."""
+        if isinstance(choice, RunSql):
+            asked.step("running_sql")
+            asked.found = {"query": AD_HOC, "sql": choice.sql, "params": {}}
+            result = await self._service.ad_hoc(
+                choice.sql, {}, "json", asked.principal, bypass=asked.is_fresh, limits=_LIMITS
+            )
+            return Outcome(None, choice.sql, {}, result)
+        if not isinstance(choice, RunQuery):
+            return Outcome()
+        asked.step("running_query")
+        asked.found = {"query": choice.name[:80]}
+        bound = self._service.bind(choice.name, choice.parameters)
+        asked.found = {"query": bound.query.name, "params": bound.text}
+        result = await self._service.named(bound, "json", asked.principal, bypass=asked.is_fresh, limits=_LIMITS)
+        return Outcome(bound.query, bound.query.sql, dict(bound.values), result)
+
+    def _document(
+        self, question: Question, outcome: Outcome, matches: list[Match], confidence: float | None, tokens: Tokens
+    ) -> dict[str, Any]:
+        language = wording.language_of(question.text)
+        result = outcome.result
+        shown = None if result is None else orjson.loads(result.served.entry.raw())
+        if shown is None:
+            answer = wording.cannot_answer(language, [match.query for match in matches])
+            nearest = [{"name": match.query.name, "title": match.query.title} for match in matches]
+        else:
+            answer = wording.answered(language, outcome.query, outcome.values or {}, shown)
+            nearest = None
+        document = {
+            "answer": answer,
+            "query": outcome.query.name if outcome.query else None,
+            "sql": outcome.sql,
+            "params": outcome.values,
+            "confidence": None if confidence is None else round(confidence, 3),
+            "result": shown,
+            "data_version": self._store.current.id if result is None else result.snapshot_id,
+            "tokens": tokens.document(),
+        }
+        return document if nearest is None else {**document, "nearest": nearest}
+
+
+def _name(outcome: Outcome) -> str:
+    if outcome.result is not None:
+        return "sql" if outcome.query is None else "named"
+    return "refused" if outcome.is_refused else "cannot_answer"
+
+
+def _found(outcome: Outcome) -> dict[str, Any]:
+    """What ran, for the audit log."""
+    if outcome.result is None:
+        return {}
+    if outcome.query is None:
+        return {"query": AD_HOC, "sql": outcome.sql, "params": outcome.values}
+    return {"query": outcome.query.name, "params": canonical_text(outcome.values or {})}
+
+
+def normalised(text: str) -> str:
+    """Equal for questions that differ only in case, blanks, spelling of characters and the stops at the end."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
+
+
+def _digest(*parts: str) -> str:
+    return blake2b(orjson.dumps(parts), digest_size=20).hexdigest()

@@ -1,0 +1,189 @@
+"""A question in Portuguese or English matched to a named query of the catalogue with its parameters. Pure, no model.
+
+What a question says falls into three parts: values of parameters (`slots`), words that only say how one asks
+(`stop_words`), and the rest, which must be what some named query is about. Two shares are taken for each named query, both
+weighted by how much a word tells the queries apart:
+
+- how much of that rest the query explains: with one of its phrases, or, for less, with another phrase or its description;
+- how much of the phrase that fits best the question says.
+
+A word that nothing explains, as `margin` or `delete`, weighs as much as the most telling one, so that a question for what
+the catalogue has not stays unexplained, however many of its other words fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from ..catalogue import Catalogue, NamedQuery
+from ..phrases import PLACE
+from ..vocabulary import Vocabulary
+from .lexicon import Concept, Lexicon
+from .slots import Filled, Slots, number_phrases_for, period_end, words_for
+from .stop_words import TURNING_WORDS
+from .words import words_of
+
+_OTHER_PHRASE, _DESCRIPTION = 0.6, 0.3
+_LEAST_WEIGHT = 0.25
+_STRANGE_WEIGHT = 1.0
+_NUMBER = 1.5  # a number that no parameter takes was meant to choose something
+_TURNED = 0.4  # for a word that turns the meaning, or asks for what the data do not hold
+_UNUSABLE = 0.4
+_NOTHING_SAID = 0.5  # when a question consists of values alone: `store 367`
+
+
+@dataclass(frozen=True)
+class Match:
+    """A named query that may answer a question.
+
+    `values` are parameter texts as a query string would bring them; what is not there keeps its default. They bind without
+    error, unless a parameter without default was not named; then `confidence` is near 0. `confidence` is from 0 to 1.
+    """
+
+    query: NamedQuery
+    values: tuple[tuple[str, str], ...]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class _Profile:
+    query: NamedQuery
+    slots: Slots
+    phrases: tuple[frozenset[str], ...]
+    in_phrases: frozenset[str]
+    in_description: frozenset[str]
+
+
+class Matcher:
+    """Matches questions to the named queries of one catalogue; made once, used by any number of threads.
+
+    `today` gives the day from which `last month` counts where the named query's period has no default end.
+    """
+
+    def __init__(self, catalogue: Catalogue, today: Callable[[], date] = date.today) -> None:
+        self._today = today
+        vocabulary, queries = catalogue.vocabulary, list(catalogue.queries.values())
+        absent = [(phrase,) for phrase in vocabulary.absent]
+        self._lexicon = Lexicon((*vocabulary.same, *absent), list(_known_words(queries, vocabulary)))
+        self._turning = frozenset().union(*map(self._names, (*vocabulary.absent, *TURNING_WORDS)))
+        ends = [end for query in queries if (end := period_end(query))]
+        self._profiles = [
+            self._profile(query, Slots(query, vocabulary, self._lexicon, max(ends, default=None))) for query in queries
+        ]
+        self._weights = _weights(self._profiles)
+
+    def matches(self, question: str, most: int = 3) -> list[Match]:
+        """The `most` likeliest named queries, best first; empty when nothing fits at all.
+
+        Any text will do; what is beyond 2,000 characters is not read.
+        """
+        words = self._lexicon.corrected(words_of(question))
+        concepts = self._lexicon.concepts(words)
+        today = self._today()
+        scored = []
+        for profile in self._profiles:
+            filled = profile.slots.fill(words, concepts, today)
+            if score := self._score(profile, concepts, filled):
+                scored.append((score, profile, filled))
+        scored.sort(key=lambda entry: (-entry[0], entry[1].query.name))
+        return [
+            Match(
+                profile.query,
+                tuple(filled.values.items()),
+                _confidence(score, scored[1 - min(place, 1)][0] if len(scored) > 1 else 0),
+            )
+            for place, (score, profile, filled) in enumerate(scored[:most])
+        ]
+
+    def _profile(self, query: NamedQuery, slots: Slots) -> _Profile:
+        phrases = tuple(
+            names
+            for phrase in dict.fromkeys((*query.ask, query.title, query.name.replace("_", " ")))
+            if (names := self._names(phrase))
+        )
+        return _Profile(query, slots, phrases, frozenset().union(*phrases), self._names(query.description))
+
+    def _names(self, text: str) -> frozenset[str]:
+        places = [_place(name) for name in PLACE.findall(text)]
+        return frozenset(places).union(
+            concept.name for concept in self._lexicon.concepts(words_of(PLACE.sub(" ", text)))
+        )
+
+    def _score(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> float:
+        """How well a query fits, from 0 to 1."""
+        said = {concept.name: 1 - concept.doubt for concept in concepts}
+        places = frozenset(map(_place, filled.values))
+        said |= dict.fromkeys(places, 1.0)
+        unused = [concept for concept in concepts if filled.free_any(concept.start, concept.end)]
+        best = 0.0
+        for phrase in profile.phrases:
+            covered = self._share(phrase, said)
+            if covered:
+                explained = self._explained(profile, phrase, unused, places & phrase)
+                best = max(best, explained * math.sqrt(covered))
+        for concept in unused:
+            if concept.name in self._turning and concept.name not in profile.in_phrases:
+                best *= _TURNED
+        if filled.unusable:
+            best *= _UNUSABLE
+        if any(
+            parameter.required and name not in filled.values for name, parameter in profile.query.parameters.items()
+        ):
+            best *= 0.1
+        return best
+
+    def _share(self, phrase: frozenset[str], said: dict[str, float]) -> float:
+        total = sum(self._weight(name) for name in phrase)
+        return sum(self._weight(name) * said.get(name, 0) for name in phrase) / total
+
+    def _explained(
+        self, profile: _Profile, phrase: frozenset[str], unused: Sequence[Concept], places: Iterable[str]
+    ) -> float:
+        total = found = sum(map(self._weight, places))
+        for concept in unused:
+            weight = self._weight(concept.name) * (_NUMBER if concept.name.isdigit() else 1)
+            total += weight
+            if concept.name in phrase:
+                found += weight * (1 - concept.doubt)
+            elif concept.name in profile.in_phrases:
+                found += weight * _OTHER_PHRASE * (1 - concept.doubt)
+            elif concept.name in profile.in_description:
+                found += weight * _DESCRIPTION * (1 - concept.doubt)
+        return found / total if total else _NOTHING_SAID
+
+    def _weight(self, name: str) -> float:
+        return self._weights.get(name, _STRANGE_WEIGHT)
+
+
+def _place(parameter: str) -> str:
+    return "{" + parameter + "}"
+
+
+def _weights(profiles: Sequence[_Profile]) -> dict[str, float]:
+    """Of each concept: near 1 when one query is about it, least when all are."""
+    counts: dict[str, int] = {}
+    for profile in profiles:
+        for name in profile.in_phrases:
+            counts[name] = counts.get(name, 0) + 1
+    rarest = math.log(len(profiles) + 1)
+    return {
+        name: _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * math.log((len(profiles) + 1) / count) / rarest
+        for name, count in counts.items()
+    }
+
+
+def _known_words(queries: Iterable[NamedQuery], vocabulary: Vocabulary) -> Iterable[str]:
+    yield from vocabulary.absent
+    for query in queries:
+        yield from (*(PLACE.sub(" ", phrase) for phrase in query.ask), query.title, query.name.replace("_", " "))
+        for parameter in query.parameters.values():
+            for phrases in words_for(parameter, vocabulary).values():
+                yield from phrases
+            yield from number_phrases_for(parameter, vocabulary)
+
+
+def _confidence(score: float, other: float) -> float:
+    return score

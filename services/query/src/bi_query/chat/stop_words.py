@@ -1,0 +1,63 @@
+"""Words of the two languages that any catalogue shares: those that say how something is asked, and those that turn it round.
+
+The first neither speak for a named query nor against it.
+
+Negations (`not`, `sem`), opposites (`worst`, `menos`) and comparisons (`versus`) are not among them: a match that cannot
+explain them would answer something else.
+"""
+
+from __future__ import annotations
+
+from .words import folded, stems
+
+_PORTUGUESE = """
+a o as os um uma uns umas ao aos à às de do da dos das em no na nos nas num numa por pelo pela pelos pelas para pra pro
+com e ou que se me nos eu nós a gente você vocês voce lhe meu minha meus minhas nosso nossa nossos nossas seu sua seus suas
+este esta estes estas esse essa esses essas isso isto aquele aquela aquilo deste desta desse dessa neste nesta nesse nessa
+ele ela eles elas dele dela deles delas entre sobre sob até desde durante já ainda também muito bem aí aqui lá então
+ser é são foi foram era eram está estão estava estavam estar esteve estiveram tem têm tinha tinham teve tiveram tivemos temos
+há houve haver fica ficam ficou ficaram vai vão vamos ir indo faz fazer feito
+qual quais quanto quanta quantos quantas quem como onde quando porque
+quero queria queremos gostaria gostaríamos gostava preciso precisamos precisava poderia poderiam pode podem podes podemos
+posso consegue conseguem saber ver veja olhar mostre mostra mostrar mostrem exiba exibir liste listar lista diga dizer
+diz dá dar dê damos demos deram dei analisar análise análises
+ traga trazer traz passe passa apresente apresentar apresenta informe informar calcule calcular busque buscar
+envie enviar gere gerar obter obtenha encontre encontrar descubra descobrir conte contar ajude ajudar explique
+favor obrigado obrigada olá oi ei bom boa prezado prezados
+dados número números numero valor valores informação informações relatório relatórios tabela gráfico resultado resultados
+pergunta resposta coisa coisas tipo cada todo toda todos todas geral ok pois né mesmo própria próprio
+pessoal time equipe chefe favorzinho urgente agora atualmente
+aproximadamente talvez dinheiro detalhe detalhes detalhado detalhada inteiro inteira reunião apresentação aba planilha
+quebra quebrado aberto único únicos distintos juntamente separado separada
+aconteceu acontecendo acontece sendo sido tendo dentro empresa rede
+"""
+_ENGLISH = """
+a an the of in on at by for to from with and or that which what who whom whose how where when why this these those it its
+is are was were be been being am do does did done has have had having can could would should will shall may might must
+i me my we us our ours you your he she they them their there here then also so as if about into over per during
+within across between through
+much many some any all each every both own other
+please kindly thanks thank hello hi hey dear ok okay
+show give tell list display present get fetch find see look know want wanted like need let say pull bring make report
+provide send print return calculate compute check view take help explain describe analysis analyse analyze
+roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
+chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct
+boss meeting presentation slide morning afternoon team
+data number numbers figure figures value values information info table chart report reports result results question answer
+thing things kind sort just right now currently exactly really quick quickly
+going happen happened happening s t d m re ve ll lets whats company chain
+period período intervalo
+"""
+STOP_WORDS = stems(folded(_PORTUGUESE + _ENGLISH).split())
+
+# Negations, opposites, comparisons and orders to change something.
+_TURNING = """
+not no never without except excluding exclude besides nor don doesn isn aren didn
+não nem nunca sem exceto menos excluindo excluir tirando fora salvo
+worst least lowest smallest fewest bottom bad poorest weakest slowest minimum cheapest
+pior piores menor menores menos mínimo fracos fraca ruim
+delete deletes drop insert update truncate alter remove erase destroy grant revoke modify rename overwrite
+apague apagar apaga delete deletar deleta exclua remova remover alterar altere atualize atualizar insira inserir modifique
+versus vs
+"""
+TURNING_WORDS = stems(folded(_TURNING).split()) - STOP_WORDS
