@@ -102,6 +102,15 @@ def test_the_gate_passes_nothing_else_on(stack: Stack, endpoint: Endpoint) -> No
     assert endpoint.requests == []
 
 
+def test_who_fetches_a_model_fills_the_folder_that_the_local_model_only_reads(stack: Stack) -> None:
+    stack.compose("run", "--rm", "-T", "llm-pull")
+    model = running(stack, "llm")
+    assert docker("exec", model, "cat", "/models/manifests/scripted") == "fetched"
+    assert "Read-only file system" in python_in(
+        model, "import os\ntry: os.mkdir('/models/x')\nexcept OSError as e: print(e)"
+    )
+
+
 def test_a_model_that_is_gone_is_503_while_queries_are_answered_and_is_asked_again_when_it_is_back(
     stack: Stack,
 ) -> None:
