@@ -20,7 +20,7 @@ USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 @dataclass(frozen=True)
 class Received:
-    """One request as it came."""
+    """One request as it came; names of headers in lower case."""
 
     raw: bytes
     headers: Mapping[str, str]
@@ -196,7 +196,8 @@ class ScriptedModel:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:  # the base class's name
-                received = Received(self.rfile.read(int(self.headers["content-length"])), dict(self.headers))
+                body = self.rfile.read(int(self.headers["content-length"]))
+                received = Received(body, {name.lower(): value for name, value in self.headers.items()})
                 assert self.path == "/v1/chat/completions", self.path
                 model.received.append(received)
                 self.close_connection = True

@@ -29,6 +29,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
         ("BI_TRUSTED_PROXIES", "10.0.0.0/8,foo", "does not appear to be"),
         ("BI_LOG_LEVEL", "loud", "'debug', 'info'"),
         ("BI_ENGINE_MEMORY_BYTES", "1000", "greater than or equal to"),
+        ("BI_LLM_BASE_URL", "llm:8080", "is not an address"),
+        ("BI_LLM_BASE_URL", "http://user:secret@llm/v1", "is not an address"),
+        ("BI_LLM_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("BI_LLM_TOKENS_PER_DAY", "-1", "greater than or equal to 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_would_be_right(
@@ -39,6 +43,19 @@ def test_a_wrong_setting_is_named_with_what_would_be_right(
         load_settings()
     assert name in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_an_endpoint_needs_the_name_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BI_LLM_BASE_URL", "http://llm:8080/v1")
+    with pytest.raises(ConfigurationError, match=r"BI_LLM_MODEL: .* name the model"):
+        load_settings()
+    monkeypatch.setenv("BI_LLM_MODEL", "small")
+    assert load_settings().llm_model == "small"
+
+
+def test_a_secret_s_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="BI_LLM_API_KEY_FILE: cannot read"):
+        load_settings(llm_api_key_file=tmp_path / "absent").llm_api_key()
 
 
 def test_all_wrong_settings_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

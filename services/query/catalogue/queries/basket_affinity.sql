@@ -24,12 +24,31 @@ timeout_seconds: 5
 parameters:
   category: {type: string, default: null, max_length: 64, description: "Product category, exactly as in the data; empty for all.", examples: [BEEF, SOFT DRINKS]}
   min_baskets: {type: integer, default: 500, minimum: 50, maximum: 1000000000, description: "Fewest baskets that hold both."}
-  min_lift: {type: number, default: 1, minimum: 0, maximum: 1000000, description: "Smallest lift.",
-    ask: ["lift above #", "lift over #", "lift of at least #", "lift acima de #", "lift maior que #", "minimum lift #", "lift mínimo de #", "lift mínimo #"]}
-  sort_by: {type: string, default: lift, choices: [lift, confidence, baskets], description: "What makes a pair come first.",
-    synonyms: {lift: [by lift, highest lift, por lift, maior lift], confidence: [by confidence, highest confidence, por confiança, maior confiança], baskets: [by baskets, most baskets, by number of baskets, por cestas, mais cestas, por número de cestas, most often, most frequently, mais frequentes, com mais frequência, por frequência, by frequency, mais vezes]}}
-  limit: {type: integer, default: 50, minimum: 1, maximum: 1000, description: "How many pairs.",
-    ask: ["# pairs", "# pares", "# combinations", "# combinações"]}
+  min_lift:
+    type: number
+    default: 1
+    minimum: 0
+    maximum: 1000000
+    description: "Smallest lift."
+    ask: ["lift above #", "lift over #", "lift of at least #", "lift acima de #", "lift maior que #", "minimum lift
+      #", "lift mínimo de #", "lift mínimo #"]
+  sort_by:
+    type: string
+    default: lift
+    choices: [lift, confidence, baskets]
+    description: "What makes a pair come first."
+    synonyms:
+      lift: [by lift, highest lift, por lift, maior lift]
+      confidence: [by confidence, highest confidence, por confiança, maior confiança]
+      baskets: [by baskets, most baskets, by number of baskets, por cestas, mais cestas, por número de cestas, most
+        often, most frequently, mais frequentes, com mais frequência, por frequência, by frequency, mais vezes]
+  limit:
+    type: integer
+    default: 50
+    minimum: 1
+    maximum: 1000
+    description: "How many pairs."
+    ask: ["# pairs", "# pares", "# combinations", "# combinações"]
 ---*/
 with measured as (
     select

@@ -16,16 +16,29 @@ ask:
   - campaign performance
   - customers targeted by campaigns
   - campaigns
+  - best campaign
+  - which campaign worked best
 freshness: reports
 timeout_seconds: 5
 parameters:
   campaign_type: {type: string, default: null, max_length: 64, description: "Type of campaign, exactly as in the data; empty for all.", examples: [Type A]}
   from_date: {type: date, default: 2016-01-01, minimum: 2016-01-01, maximum: 2030-12-31, description: "First day."}
   to_date: {type: date, default: 2030-12-31, minimum: 2016-01-01, maximum: 2030-12-31, description: "Last day."}
-  complete_only: {type: boolean, default: false, description: "Leave out campaigns that the data does not cover to their end.",
-    synonyms: {true: [complete campaigns, only complete, complete only, completed campaigns, campanhas completas, somente completas, apenas completas, só completas, campanhas encerradas, finished campaigns, ended campaigns, só as completas, apenas as completas]}}
-  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many campaigns.",
-    ask: ["# campaigns", "# campanhas"]}
+  complete_only:
+    type: boolean
+    default: false
+    description: "Leave out campaigns that the data does not cover to their end."
+    synonyms:
+      true: [complete campaigns, only complete, complete only, completed campaigns, campanhas completas, somente
+        completas, apenas completas, só completas, campanhas encerradas, finished campaigns, ended campaigns, só as
+        completas, apenas as completas]
+  limit:
+    type: integer
+    default: 100
+    minimum: 1
+    maximum: 1000
+    description: "How many campaigns."
+    ask: ["# campaigns", "# campanhas"]
 ---*/
 select
     campaign_id,

@@ -20,8 +20,24 @@ ask:
 freshness: reports
 timeout_seconds: 5
 parameters:
-  dimension: {type: string, default: age, choices: [age, income, home_ownership, marital_status, household_size, household_comp, kids_count], description: "Attribute that makes the segments.",
-    synonyms: {age: [age, age group, age groups, idade, faixa etária, faixas etárias, idades, older, younger, velhos, jovens], income: [income, income level, income bracket, renda, faixa de renda, faixas de renda, nível de renda, rich, poor, ricos, pobres, classe social], home_ownership: [home ownership, homeowner, homeowners, renters, renter, casa própria, tipo de moradia, moradia, inquilinos, proprietários, own their home, aluguel], marital_status: [marital status, married, single, estado civil, casados, solteiros, casado, solteiro], household_size: [household size, size of household, family size, tamanho da família, tamanho do domicílio, tamanho da casa, number of people, pessoas na casa, número de pessoas], household_comp: [household composition, household comp, family composition, composição familiar, composição da família, composição do domicílio, composição do lar, type of household, tipo de família], kids_count: [kids, children, number of kids, number of children, kids count, filhos, crianças, número de filhos, quantidade de filhos, with kids, com filhos]}}
+  dimension:
+    type: string
+    default: age
+    choices: [age, income, home_ownership, marital_status, household_size, household_comp, kids_count]
+    description: "Attribute that makes the segments."
+    synonyms:
+      age: [age, age group, age groups, idade, faixa etária, faixas etárias, idades, older, younger, velhos, jovens]
+      income: [income, income level, income bracket, renda, faixa de renda, faixas de renda, nível de renda, rich,
+        poor, ricos, pobres, classe social]
+      home_ownership: [home ownership, homeowner, homeowners, renters, renter, casa própria, tipo de moradia, moradia,
+        inquilinos, proprietários, own their home, aluguel]
+      marital_status: [marital status, married, single, estado civil, casados, solteiros, casado, solteiro]
+      household_size: [household size, size of household, family size, tamanho da família, tamanho do domicílio,
+        tamanho da casa, number of people, pessoas na casa, número de pessoas]
+      household_comp: [household composition, household comp, family composition, composição familiar, composição da
+        família, composição do domicílio, composição do lar, type of household, tipo de família]
+      kids_count: [kids, children, number of kids, number of children, kids count, filhos, crianças, número de filhos,
+        quantidade de filhos, with kids, com filhos]
   from_date: {type: date, default: 2017-01-01, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}

@@ -12,13 +12,17 @@ ask:
   - quanto vendemos
   - summary of the period
   - compare with the previous period
+  - performance
   - overall performance
+  - how are we doing
+  - did we sell more than in the previous period
+  - vendemos mais do que no período anterior
   - business overview
   - number of baskets
   - number of customers
   - how many customers
+  - how many customers bought
   - how many baskets
-  - total discount
   - units sold
   - sales per basket
   - average basket

@@ -6,6 +6,7 @@ description: >-
 ask:
   - department performance
   - sales by department
+  - sales split by department
   - top departments
   - departments by sales
   - which department sells the most
@@ -22,8 +23,13 @@ parameters:
   from_date: {type: date, default: 2017-12-04, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
-  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many departments.",
-    ask: ["# departments", "# departamentos", "# setores"]}
+  limit:
+    type: integer
+    default: 100
+    minimum: 1
+    maximum: 1000
+    description: "How many departments."
+    ask: ["# departments", "# departamentos", "# setores"]
 ---*/
 with totals as (
     select

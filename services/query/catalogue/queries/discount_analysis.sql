@@ -5,6 +5,7 @@ description: >-
   department or product category, deepest discount first. An unknown department gives no rows.
 ask:
   - discounts
+  - total discount
   - discount by department
   - discount by category
   - discount analysis
@@ -21,11 +22,23 @@ parameters:
   from_date: {type: date, default: 2017-12-04, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
-  level: {type: string, default: department, choices: [department, category], description: "One row per department, or per product category.",
-    synonyms: {category: [by category, per category, categories, category, product category, por categoria, categorias, categoria, cada categoria], department: [by department, per department, por departamento, departments, departamentos]}}
+  level:
+    type: string
+    default: department
+    choices: [department, category]
+    description: "One row per department, or per product category."
+    synonyms:
+      category: [by category, per category, categories, category, product category, por categoria, categorias,
+        categoria, cada categoria]
+      department: [by department, per department, por departamento, departments, departamentos]
   min_sales_usd: {type: number, default: 100, minimum: 0, maximum: 1000000000, description: "Leave out rows below these sales."}
-  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many rows.",
-    ask: ["# categories", "# categorias", "# departments", "# departamentos"]}
+  limit:
+    type: integer
+    default: 100
+    minimum: 1
+    maximum: 1000
+    description: "How many rows."
+    ask: ["# categories", "# categorias", "# departments", "# departamentos"]
 ---*/
 with totals as (
     select

@@ -17,8 +17,15 @@ ask:
 freshness: forecast
 timeout_seconds: 5
 parameters:
-  scope: {type: string, default: null, choices: [department, pooled, total], description: "One scope only; empty for all.",
-    synonyms: {department: [by department, per department, por departamento, each department, cada departamento], pooled: [pooled, added up, agregado, agregada, all added up, somado, somados], total: [in total, as a whole, no total, overall, ao todo, total]}}
+  scope:
+    type: string
+    default: null
+    choices: [department, pooled, total]
+    description: "One scope only; empty for all."
+    synonyms:
+      department: [by department, per department, por departamento, each department, cada departamento]
+      pooled: [pooled, added up, agregado, agregada, all added up, somado, somados]
+      total: [in total, as a whole, no total, overall, ao todo, total]
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
 ---*/
 select

@@ -17,8 +17,13 @@ freshness: forecast
 timeout_seconds: 5
 parameters:
   department: {type: string, default: ALL DEPARTMENTS, max_length: 64, description: "Department, exactly as in the data, or ALL DEPARTMENTS.", examples: [GROCERY]}
-  weeks: {type: integer, default: 8, minimum: 1, maximum: 520, description: "How many of the last full weeks.",
-    ask: ["last # weeks", "past # weeks", "últimas # semanas", "# últimas semanas", "# weeks", "# semanas"]}
+  weeks:
+    type: integer
+    default: 8
+    minimum: 1
+    maximum: 520
+    description: "How many of the last full weeks."
+    ask: ["last # weeks", "past # weeks", "últimas # semanas", "# últimas semanas", "# weeks", "# semanas"]
 ---*/
 with numbered as (
     select *, row_number() over (order by week desc) as weeks_back

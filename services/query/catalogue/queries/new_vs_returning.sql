@@ -21,8 +21,15 @@ parameters:
   from_date: {type: date, default: 2017-03-06, minimum: 2017-01-01, maximum: 2030-12-31, description: "A day of the first week."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "A day of the last week."}
   store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
-  inactive_days: {type: integer, default: 28, minimum: 7, maximum: 364, description: "Days without a basket after which a household counts as reactivated.",
-    ask: ["inactive for # days", "inactive # days", "# inactive days", "after # days", "# days without", "# dias sem", "inativos há # dias", "após # dias", "depois de # dias", "# days away", "# days of inactivity", "# dias de inatividade"]}
+  inactive_days:
+    type: integer
+    default: 28
+    minimum: 7
+    maximum: 364
+    description: "Days without a basket after which a household counts as reactivated."
+    ask: ["inactive for # days", "inactive # days", "# inactive days", "after # days", "# days without", "# dias sem",
+      "inativos há # dias", "após # dias", "depois de # dias", "# days away", "# days of inactivity", "# dias de
+      inatividade"]
 ---*/
 with by_household as (
     select week_start, is_new, days_away, sales_usd

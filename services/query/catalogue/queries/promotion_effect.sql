@@ -10,7 +10,9 @@ ask:
   - do promotions increase sales
   - promotion uplift
   - did the promotion work
-  - sales with and without promotion
+  - quanto vendem a mais os produtos em promoção
+  - are promotions worth it
+  - promotions
   - which promotions work best
   - effect of display and mailer
   - promotion results by category
@@ -19,13 +21,33 @@ freshness: reports
 timeout_seconds: 5
 parameters:
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
-  promotion_type: {type: string, default: null, choices: [display, mailer, display and mailer], description: "Kind of promotion; empty for each.",
-    synonyms: {display: [display, displays, in-store display, ponta de gôndola, exposição, expositor, gôndola], mailer: [mailer, mailers, leaflet, flyer, flyers, folheto, folhetos, encarte, encartes, tabloide, panfleto], display and mailer: [display and mailer, mailer and display, display and flyer, display e folheto, exposição e folheto, both display and mailer, display e encarte, folheto e display]}}
-  level: {type: string, default: department, choices: [department, category], description: "One row per department, or per product category.",
-    synonyms: {category: [by category, per category, categories, category, product category, por categoria, categorias, categoria, cada categoria], department: [by department, per department, por departamento, departments, departamentos]}}
+  promotion_type:
+    type: string
+    default: null
+    choices: [display, mailer, display and mailer]
+    description: "Kind of promotion; empty for each."
+    synonyms:
+      display: [display, displays, in-store display, ponta de gôndola, exposição, expositor, gôndola]
+      mailer: [mailer, mailers, leaflet, flyer, flyers, folheto, folhetos, encarte, encartes, tabloide, panfleto]
+      display and mailer: [display and mailer, mailer and display, display and flyer, display e folheto, exposição e
+        folheto, both display and mailer, display e encarte, folheto e display]
+  level:
+    type: string
+    default: department
+    choices: [department, category]
+    description: "One row per department, or per product category."
+    synonyms:
+      category: [by category, per category, categories, category, product category, por categoria, categorias,
+        categoria, cada categoria]
+      department: [by department, per department, por departamento, departments, departamentos]
   min_weeks: {type: integer, default: 1000, minimum: 1, maximum: 1000000000, description: "Fewest compared product-store-weeks."}
-  limit: {type: integer, default: 100, minimum: 1, maximum: 1000, description: "How many rows.",
-    ask: ["# categories", "# categorias", "# departments", "# departamentos"]}
+  limit:
+    type: integer
+    default: 100
+    minimum: 1
+    maximum: 1000
+    description: "How many rows."
+    ask: ["# categories", "# categorias", "# departments", "# departamentos"]
 ---*/
 with grouped as (
     select

@@ -12,6 +12,7 @@ ask:
   - sales over time
   - evolution of sales
   - sales history
+  - sales curve over the year
   - baskets per week
   - customers per week
   - units by week

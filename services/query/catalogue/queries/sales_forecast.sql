@@ -14,15 +14,29 @@ ask:
   - expected sales
   - future sales
   - sales forecast by department
-  - sales next weeks
+  - sales in the next weeks
   - predict sales
+  - total sales forecast
+  - forecast
 freshness: forecast
 timeout_seconds: 5
 parameters:
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data, or ALL DEPARTMENTS; empty for every department.", examples: [GROCERY, ALL DEPARTMENTS]}
-  weeks: {type: integer, default: 8, minimum: 1, maximum: 26, description: "How many weeks ahead.",
-    ask: ["next # weeks", "# weeks ahead", "coming # weeks", "following # weeks", "# next weeks", "próximas # semanas", "# próximas semanas", "# semanas à frente", "# weeks", "# semanas"],
-    synonyms: {1: [next week, próxima semana, semana que vem, coming week, tomorrow, amanhã], 4: [next month, próximo mês, mês que vem, coming month], 13: [next quarter, próximo trimestre, next three months, próximos três meses, trimestre que vem, next 3 months, próximos 3 meses], 26: [next six months, próximos seis meses, next half year, próximo semestre, next 6 months, próximos 6 meses], 8: [next two months, próximos dois meses, next 2 months, próximos 2 meses]}}
+  weeks:
+    type: integer
+    default: 8
+    minimum: 1
+    maximum: 26
+    description: "How many weeks ahead."
+    ask: ["next # weeks", "# weeks ahead", "coming # weeks", "following # weeks", "# next weeks", "próximas #
+      semanas", "# próximas semanas", "# semanas à frente", "# weeks", "# semanas"]
+    synonyms:
+      1: [next week, próxima semana, semana que vem, coming week]
+      4: [next month, próximo mês, mês que vem, coming month]
+      13: [next quarter, próximo trimestre, next three months, próximos três meses, trimestre que vem, next 3 months,
+        próximos 3 meses]
+      26: [next six months, próximos seis meses, next half year, próximo semestre, next 6 months, próximos 6 meses]
+      8: [next two months, próximos dois meses, next 2 months, próximos 2 meses]
 ---*/
 select
     f.department,

@@ -7,6 +7,7 @@ ask:
   - store ranking
   - top stores
   - stores by sales
+  - "stores by {sort_by}"
   - sales by store
   - which store sold the most
   - compare stores
@@ -19,11 +20,27 @@ parameters:
   from_date: {type: date, default: 2017-12-04, minimum: 2017-01-01, maximum: 2030-12-31, description: "First business day."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
-  sort_by: {type: string, default: sales, choices: [sales, baskets, sales_per_basket], description: "What makes a store rank first.",
-    synonyms: {sales: [by sales, by revenue, por vendas, por faturamento], baskets: [by baskets, most baskets, number of baskets, most visits, by visits, most transactions, by transactions, por cestas, mais cestas, número de cestas, por número de cestas, mais compras, por visitas, mais visitas, por transações, mais transações, mais visitadas, most visited, mais tickets, by number of baskets], sales_per_basket: [sales per basket, average basket, average ticket, basket size, basket value, ticket médio, tíquete médio, cesta média, vendas por cesta, spend per basket, gasto por cesta, valor da cesta, valor por cesta]}}
+  sort_by:
+    type: string
+    default: sales
+    choices: [sales, baskets, sales_per_basket]
+    description: "What makes a store rank first."
+    synonyms:
+      sales: [by sales, by revenue, por vendas, por faturamento]
+      baskets: [by baskets, most baskets, number of baskets, most visits, by visits, most transactions, by
+        transactions, mais cestas, número de cestas, por número de cestas, mais compras, por visitas, mais visitas,
+        por transações, mais transações, mais visitadas, most visited, mais tickets, by number of baskets]
+      sales_per_basket: [sales per basket, average basket, average ticket, basket size, basket value, ticket médio,
+        tíquete médio, cesta média, vendas por cesta, spend per basket, gasto por cesta, per basket, por cesta, gasta
+        mais por cesta, valor da cesta, valor por cesta]
   min_baskets: {type: integer, default: 1, minimum: 1, maximum: 1000000000, description: "Fewest baskets of a listed store."}
-  limit: {type: integer, default: 50, minimum: 1, maximum: 1000, description: "How many stores.",
-    ask: ["# stores", "# lojas", "# filiais"]}
+  limit:
+    type: integer
+    default: 50
+    minimum: 1
+    maximum: 1000
+    description: "How many stores."
+    ask: ["# stores", "# lojas", "# filiais"]
 ---*/
 with visits as (
     select store_id, household_id, units, sales_usd, list_usd

@@ -6,6 +6,7 @@ description: >-
   change_pct is empty when the data does not cover the earlier period. An unknown department gives no rows.
 ask:
   - suppliers
+  - share of suppliers
   - top suppliers
   - supplier ranking
   - sales by supplier
@@ -21,8 +22,13 @@ parameters:
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
   min_sales_usd: {type: number, default: 0, minimum: 0, maximum: 1000000000, description: "Leave out suppliers below these sales."}
-  limit: {type: integer, default: 50, minimum: 1, maximum: 1000, description: "How many suppliers.",
-    ask: ["# suppliers", "# fornecedores", "# manufacturers", "# fabricantes"]}
+  limit:
+    type: integer
+    default: 50
+    minimum: 1
+    maximum: 1000
+    description: "How many suppliers."
+    ask: ["# suppliers", "# fornecedores", "# manufacturers", "# fabricantes"]
 ---*/
 with totals as (
     select

@@ -5,10 +5,13 @@ description: >-
   or one. An unknown department or store gives no rows. units is empty where quantity is a volume (fuel).
 ask:
   - top products
+  - "top products by {sort_by}"
   - best-selling products
   - products with most sales
   - product sales ranking
   - best sellers
+  - what do customers buy the most
+  - o que os clientes mais compram
   - mais vendidos
   - what sells the most
   - o que mais vende
@@ -19,10 +22,22 @@ parameters:
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY, PRODUCE]}
   store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}
-  sort_by: {type: string, default: sales, choices: [sales, units], description: "What makes a product rank first.",
-    synonyms: {sales: [by sales, by revenue, by value, por vendas, por faturamento, por valor, em valor, in value], units: [by units, in units, units, units sold, by quantity, by volume, por unidades, em unidades, unidades, unidades vendidas, por quantidade, quantidade, em quantidade, em volume]}}
-  limit: {type: integer, default: 20, minimum: 1, maximum: 500, description: "How many products.",
-    ask: ["# products", "# produtos", "# items", "# itens", "# best-selling products", "# sellers"]}
+  sort_by:
+    type: string
+    default: sales
+    choices: [sales, units]
+    description: "What makes a product rank first."
+    synonyms:
+      sales: [by sales, by revenue, by value, por vendas, por faturamento, por valor, em valor, in value]
+      units: [by units, in units, units, units sold, by quantity, by volume, por unidades, em unidades, unidades,
+        unidades vendidas, por quantidade, quantidade, em quantidade, em volume]
+  limit:
+    type: integer
+    default: 20
+    minimum: 1
+    maximum: 500
+    description: "How many products."
+    ask: ["# products", "# produtos", "# items", "# itens", "# best-selling products", "# sellers"]
 ---*/
 -- Most of the time goes into grouping, so it groups as few rows as it can: whole months inside the period come from
 -- product_months, the days before and after them from product_days; one store's lines lie together in sales_lines. Names

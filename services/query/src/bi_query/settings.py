@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     llm_tokens_per_day: int = Field(0, ge=0)
     llm_tokens_per_key_per_day: int = Field(0, ge=0)
     chat_min_confidence: float = Field(0.5, ge=0, le=1)
-    chat_sure_confidence: float = Field(0.8, ge=0, le=1)
+    chat_sure_confidence: float = Field(0.9, ge=0, le=1)
 
     fault_injection: bool = False
 

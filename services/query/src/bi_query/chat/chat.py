@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -136,26 +137,28 @@ class ChatService:
 
     def _followed(self, question: Question) -> Match | None:
         """A question like "and in March?": the query of the turn before, the new values over the old ones."""
-        query, values = None, dict[str, str]()
-        for turn in question.turns:
-            if turn.query != (query.name if query else None):
-                query, values = self._queries.get(turn.query or ""), {}
-            if query is not None:
-                values |= dict(self._named_by(query, turn.question).values)
+        query = self._queries.get(question.turns[-1].query or "")
         if query is None:
             return None
         match = self._named_by(query, question.text)
         if not match.values:
             return None
+        same = list(takewhile(lambda turn: turn.query == query.name, reversed(question.turns)))
+        values: dict[str, str] = {}
+        for turn in reversed(same):
+            values |= dict(self._named_by(query, turn.question).values)
         return Match(query, tuple((values | dict(match.values)).items()), match.confidence)
 
     def _named_by(self, query: NamedQuery, text: str) -> Match:
-        """`text` as if it named `query`; without the values that the query's own title seems to give."""
-        matches = {match.query.name: match for match in self._matcher.matches(f"{query.title}: {text}", _NEAREST)}
-        own = {match.query.name: match for match in self._matcher.matches(query.title, _NEAREST)}
-        match = matches.get(query.name, Match(query, (), 0.0))
-        of_the_title = own[query.name].values if query.name in own else ()
-        return Match(query, tuple(pair for pair in match.values if pair not in of_the_title), match.confidence)
+        """`text` as it fits `query` by itself or, if better, as if it named it; the values of its own title left out."""
+        by_itself = self._match(query, text)
+        match, of_the_title = self._match(query, f"{query.title}: {text}"), self._match(query, query.title)
+        values = tuple(pair for pair in match.values if pair not in of_the_title.values)
+        return max(by_itself, Match(query, values, match.confidence), key=lambda match: match.confidence)
+
+    def _match(self, query: NamedQuery, text: str) -> Match:
+        found = (match for match in self._matcher.matches(text, _NEAREST) if match.query is query)
+        return next(found, Match(query, (), 0.0))
 
     async def _by_model(self, model: LanguageModel, question: Question, asked: Asked) -> Outcome:
         """What the model chooses, or chose when it was asked the same of the same data."""

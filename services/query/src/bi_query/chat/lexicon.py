@@ -15,8 +15,9 @@ from .words import NUMBER_WORDS, Word, stem, stems_of
 
 MAX_CORRECTIONS = 24
 _SHORTEST_CORRECTED = 5
+_SHORTEST_CORRECTION = 4
 _LONG = 8
-_DOUBT_PER_EDIT = 0.15
+_DOUBT_PER_EDIT = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Lexicon:
         single = {part for key in self._concepts for part in key}
         single.update(counts)
         self._known = single | STOP_WORDS | TURNING_WORDS | {stem(word) for word in (*NUMBER_WORDS, *periods.WORDS)}
-        ours = {part for part in single if part not in STOP_WORDS}
+        ours = single - STOP_WORDS - TURNING_WORDS
         ours.update(stem(word) for word in periods.WORDS)
         # Of equally near words the first is taken: the one that more phrases have, then the longer one.
         self._candidates = sorted(
-            (part for part in ours if part.isalpha() and len(part) >= _SHORTEST_CORRECTED),
+            (part for part in ours if part.isalpha() and len(part) >= _SHORTEST_CORRECTION),
             key=lambda part: (-counts[part], -len(part), part),
         )
         self._period_texts = {stem(word): word for word in periods.WORDS}

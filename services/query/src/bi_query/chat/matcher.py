@@ -7,6 +7,11 @@ weighted by how much a word tells the queries apart:
 - how much of that rest the query explains: with one of its phrases, or, for less, with another phrase or its description;
 - how much of the phrase that fits best the question says.
 
+Their product (the second under a root: a short question may leave out half a phrase) is a score, and the score becomes
+`confidence`, the chance that query and parameters are the right ones, by a logistic curve. The curve was fitted to 193
+questions (118 that a query of the demo answers, 75 that none does) which had not been used for writing the phrases, before
+anything was changed for them: of those near score 0.6 half were right, near 0.8 five of six, near 1 all but one in thirty.
+
 A word that nothing explains, as `margin` or `delete`, weighs as much as the most telling one, so that a question for what
 the catalogue has not stays unexplained, however many of its other words fit.
 """
@@ -23,7 +28,7 @@ from ..phrases import PLACE
 from ..vocabulary import Vocabulary
 from .lexicon import Concept, Lexicon
 from .slots import Filled, Slots, number_phrases_for, period_end, words_for
-from .stop_words import TURNING_WORDS
+from .stop_words import TURNING_PHRASES, TURNING_WORDS
 from .words import words_of
 
 _OTHER_PHRASE, _DESCRIPTION = 0.6, 0.3
@@ -32,6 +37,7 @@ _STRANGE_WEIGHT = 1.0
 _NUMBER = 1.5  # a number that no parameter takes was meant to choose something
 _TURNED = 0.4  # for a word that turns the meaning, or asks for what the data do not hold
 _UNUSABLE = 0.4
+_AT_NOTHING, _PER_SCORE = 4.77, 8.18
 _NOTHING_SAID = 0.5  # when a question consists of values alone: `store 367`
 
 
@@ -66,9 +72,11 @@ class Matcher:
     def __init__(self, catalogue: Catalogue, today: Callable[[], date] = date.today) -> None:
         self._today = today
         vocabulary, queries = catalogue.vocabulary, list(catalogue.queries.values())
-        absent = [(phrase,) for phrase in vocabulary.absent]
-        self._lexicon = Lexicon((*vocabulary.same, *absent), list(_known_words(queries, vocabulary)))
-        self._turning = frozenset().union(*map(self._names, (*vocabulary.absent, *TURNING_WORDS)))
+        turning = (*vocabulary.absent, *TURNING_PHRASES)
+        self._lexicon = Lexicon(
+            (*vocabulary.same, *((phrase,) for phrase in turning)), list(_known_words(queries, vocabulary))
+        )
+        self._turning = frozenset().union(*map(self._names, (*turning, *TURNING_WORDS)))
         ends = [end for query in queries if (end := period_end(query))]
         self._profiles = [
             self._profile(query, Slots(query, vocabulary, self._lexicon, max(ends, default=None))) for query in queries
@@ -90,12 +98,8 @@ class Matcher:
                 scored.append((score, profile, filled))
         scored.sort(key=lambda entry: (-entry[0], entry[1].query.name))
         return [
-            Match(
-                profile.query,
-                tuple(filled.values.items()),
-                _confidence(score, scored[1 - min(place, 1)][0] if len(scored) > 1 else 0),
-            )
-            for place, (score, profile, filled) in enumerate(scored[:most])
+            Match(profile.query, tuple(filled.values.items()), _confidence(score))
+            for score, profile, filled in scored[:most]
         ]
 
     def _profile(self, query: NamedQuery, slots: Slots) -> _Profile:
@@ -127,6 +131,7 @@ class Matcher:
         for concept in unused:
             if concept.name in self._turning and concept.name not in profile.in_phrases:
                 best *= _TURNED
+        best *= 1 - filled.doubt
         if filled.unusable:
             best *= _UNUSABLE
         if any(
@@ -152,7 +157,7 @@ class Matcher:
                 found += weight * _OTHER_PHRASE * (1 - concept.doubt)
             elif concept.name in profile.in_description:
                 found += weight * _DESCRIPTION * (1 - concept.doubt)
-        return found / total if total else _NOTHING_SAID
+        return found / total if unused else _NOTHING_SAID
 
     def _weight(self, name: str) -> float:
         return self._weights.get(name, _STRANGE_WEIGHT)
@@ -185,5 +190,5 @@ def _known_words(queries: Iterable[NamedQuery], vocabulary: Vocabulary) -> Itera
             yield from number_phrases_for(parameter, vocabulary)
 
 
-def _confidence(score: float, other: float) -> float:
-    return score
+def _confidence(score: float) -> float:
+    return round(1 / (1 + math.exp(_AT_NOTHING - _PER_SCORE * score)), 3)

@@ -59,6 +59,7 @@ _KIND_NAMES: dict[Kind, str] = {
     "year": "year years ano anos",
 }
 _KINDS = {name: kind for kind, names in _KIND_NAMES.items() for name in names.split()}
+_MOST_SKIPPED = 4
 _SHORT = re.compile(r"([qths])([1-4])(?:(\d{4}|\d{2}))?|([1-4])([qts])(\d{4}|\d{2})?")
 _LAST = {"last", "past", "previous", "latest", "ultimo", "ultima", "ultimos", "ultimas", "passado", "passada", "passados",
          "passadas", "anterior", "anteriores"}  # fmt: skip
@@ -116,7 +117,8 @@ class _Reader:
         return self.texts[index] if 0 <= index < len(self.texts) else ""
 
     def _skip(self, index: int, words: set[str]) -> int:
-        while self._at(index) in words:
+        end = index + _MOST_SKIPPED  # a bound, so that a text of little words alone takes no quadratic time
+        while index < end and self._at(index) in words:
             index += 1
         return index
 

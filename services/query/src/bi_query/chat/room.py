@@ -29,11 +29,11 @@ from ..http_io import (
 )
 from ..rate_limit import Quota
 from .chat import Answered, Asked, ChatService
-from .matcher import MAX_QUESTION_CHARACTERS
 from .prompt import Question, Turn
 
 logger = logging.getLogger(__name__)
 
+MAX_QUESTION_CHARACTERS = 2_000
 MAX_TURNS = 10
 _MAX_SQL_CHARACTERS = 20_000
 _MAX_NAME_CHARACTERS = 200

@@ -13,8 +13,9 @@ from ..parameters import Parameter
 from ..vocabulary import Vocabulary
 from .lexicon import Concept, Lexicon
 from .periods import Period, read_period
+from .stop_words import STOP_WORDS
 from .units import Clock
-from .words import Word, stem, stems_of
+from .words import Word, folded, stem, stems_of
 
 Role = Literal["value", "number", "period"]
 # What anybody's catalogue may call its "how many rows", and how people ask for it.
@@ -31,6 +32,7 @@ _BETWEEN_NUMBER_AND_NAME = frozenset(
     {"n", "no", "nr", "numero", "number", "id", "code", "codigo", "de", "da", "do", "of", "the", "com"}
 )
 _MOST_SKIPPED = 2
+_MOST_NUMBERS = 12
 
 
 @dataclass
@@ -39,7 +41,8 @@ class Filled:
 
     values: dict[str, str] = field(default_factory=dict)
     roles: dict[int, Role] = field(default_factory=dict)
-    unusable: bool = False  # the question names a period or a number that the query does not take
+    doubt: float = 0.0  # of the least certain word that a value was read from
+    unusable: bool = False  # the question names a period that the query's parameters do not reach
 
     def free(self, start: int, end: int) -> bool:
         """Whether words `start` up to `end` serve for nothing yet."""
@@ -62,13 +65,15 @@ class Slots:
         self._first_week = vocabulary.first_week
         self._reference = period_end(query) or reference
         self._from, self._to = _period_parameters(query.parameters.values())
-        self._words: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        self._words: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
         self._numbers: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         self._nouns: dict[str, frozenset[str]] = {}
         for parameter in query.parameters.values():
             for value, phrases in words_for(parameter, vocabulary).items():
                 for phrase in phrases:
-                    self._words.setdefault(stems_of(phrase), []).append((parameter.name, value))
+                    # `próxima semana` is one week, `próximas semanas` are not: a number's words count as they are written.
+                    exactly = folded(phrase) if parameter.type in ("integer", "number") else ""
+                    self._words.setdefault(stems_of(phrase), []).append((parameter.name, value, exactly))
             for phrase in number_phrases_for(parameter, vocabulary):
                 before, _, after = phrase.partition("#")
                 self._numbers.append((parameter.name, stems_of(before), stems_of(after)))
@@ -76,38 +81,49 @@ class Slots:
             self._nouns[parameter.name] = frozenset(noun.name for noun in nouns)
         self._numbers.sort(key=lambda entry: -len(entry[1]) - len(entry[2]))
         self._longest = max(map(len, self._words), default=0)
+        self._firsts = frozenset(key[0] for key in self._words if key)
 
     def fill(self, words: Sequence[Word], concepts: Sequence[Concept], today: date) -> Filled:
         """The parameters that the words name; every text is one that the parameter takes."""
         filled = Filled()
         stems = tuple(word.stem for word in words)
-        for index, word in enumerate(words):
-            if word.number is not None and filled.free(index, index + 1):
-                self._fill_number(index, word.number, stems, filled)
-        self._fill_values(stems, concepts, filled)
+        numbers = [(index, word.number) for index, word in enumerate(words) if word.number is not None][:_MOST_NUMBERS]
+        for between in (0, 1):  # `10 products` before `10 cheap products`
+            for index, number in numbers:
+                if filled.free(index, index + 1):
+                    self._fill_number(index, number, stems, between, filled)
+        self._fill_values(words, stems, concepts, filled)
+        filled.doubt = max((word.doubt for index, word in enumerate(words) if index in filled.roles), default=0.0)
         self._fill_period(words, today, filled)
         return filled
 
-    def _fill_number(self, index: int, number: float, stems: tuple[str, ...], filled: Filled) -> None:
+    def _fill_number(self, index: int, number: float, stems: tuple[str, ...], between: int, filled: Filled) -> None:
         for name, before, after in self._numbers:
             if name in filled.values:
                 continue
-            start, end = _backward(stems, index, before), _forward(stems, index + 1, after)
+            if between and (before or not after or stems[index + 1 : index + 2] in _NOT_BETWEEN):
+                continue
+            start, end = _backward(stems, index, before), _forward(stems, index + 1 + between, after)
             text = f"{number:g}" if number != int(number) else str(int(number))
             if start is None or end is None or not filled.free(start, end):
                 continue
             if _accepts(self._query.parameters[name], text):
                 filled.values[name] = text
-                filled.use(start, end, "number")
+                filled.use(start, end if not between else index + 1, "number")
                 return
 
-    def _fill_values(self, stems: tuple[str, ...], concepts: Sequence[Concept], filled: Filled) -> None:
+    def _fill_values(
+        self, words: Sequence[Word], stems: tuple[str, ...], concepts: Sequence[Concept], filled: Filled
+    ) -> None:
+        starts = [start for start, first in enumerate(stems) if first in self._firsts]
         for length in range(min(self._longest, len(stems)), 0, -1):
-            for start in range(len(stems) - length + 1):
+            for start in starts:
                 entries = self._words.get(stems[start : start + length])
                 if entries is None or not filled.free(start, start + length):
                     continue
-                for name, value in entries:
+                for name, value, exactly in entries:
+                    if exactly and exactly != " ".join(word.text for word in words[start : start + length]):
+                        continue
                     # A second, other value cannot be meant as well: its words stay unexplained.
                     if filled.values.setdefault(name, value) == value:
                         filled.use(start, start + length, "value")
@@ -230,4 +246,5 @@ def _forward(stems: tuple[str, ...], index: int, phrase: tuple[str, ...]) -> int
     return end if stems[index:end] == phrase else None
 
 
+_NOT_BETWEEN = {(), *((word,) for word in STOP_WORDS)}
 _SKIPPED = frozenset(map(stem, _BETWEEN_NUMBER_AND_NAME))

@@ -17,7 +17,8 @@ este esta estes estas esse essa esses essas isso isto aquele aquela aquilo deste
 ele ela eles elas dele dela deles delas entre sobre sob até desde durante já ainda também muito bem aí aqui lá então
 ser é são foi foram era eram está estão estava estavam estar esteve estiveram tem têm tinha tinham teve tiveram tivemos temos
 há houve haver fica ficam ficou ficaram vai vão vamos ir indo faz fazer feito
-qual quais quanto quanta quantos quantas quem como onde quando porque
+qual quais quanto quanta quantos quantas quem como onde quando
+recebeu receberam concedeu concedido concedidos registrou registraram obteve obtiveram atingiu alcançou grande grandes
 quero queria queremos gostaria gostaríamos gostava preciso precisamos precisava poderia poderiam pode podem podes podemos
 posso consegue conseguem saber ver veja olhar mostre mostra mostrar mostrem exiba exibir liste listar lista diga dizer
 diz dá dar dê damos demos deram dei analisar análise análises
@@ -32,7 +33,7 @@ quebra quebrado aberto único únicos distintos juntamente separado separada
 aconteceu acontecendo acontece sendo sido tendo dentro empresa rede
 """
 _ENGLISH = """
-a an the of in on at by for to from with and or that which what who whom whose how where when why this these those it its
+a an the of in on at by for to from with and or that which what who whom whose how where when this these those it its
 is are was were be been being am do does did done has have had having can could would should will shall may might must
 i me my we us our ours you your he she they them their there here then also so as if about into over per during
 within across between through
@@ -40,6 +41,7 @@ much many some any all each every both own other
 please kindly thanks thank hello hi hey dear ok okay
 show give tell list display present get fetch find see look know want wanted like need let say pull bring make report
 provide send print return calculate compute check view take help explain describe analysis analyse analyze
+received gave given granted recorded reached achieved big large counter balcão área area
 roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
 chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct
 boss meeting presentation slide morning afternoon team
@@ -60,4 +62,12 @@ delete deletes drop insert update truncate alter remove erase destroy grant revo
 apague apagar apaga delete deletar deleta exclua remova remover alterar altere atualize atualizar insira inserir modifique
 versus vs
 """
+# Questions for a reason, advice or a way to do something, and small talk: no query answers them.
+TURNING_PHRASES = (
+    "why", "should", "how do i", "how can i", "how should", "how could", "how to", "where can i", "where do i",
+    "por que", "porque", "deveria", "deveríamos", "devemos", "devo", "como faço", "como fazer", "como posso", "onde posso",
+    "como melhorar", "como aumentar", "como reduzir",
+    "what time is it", "what day is it", "how are you", "who are you", "what are you", "what can you do", "your version",
+    "que horas são", "que dia é hoje", "quem é você", "o que você faz", "sua versão",
+)  # fmt: skip
 TURNING_WORDS = stems(folded(_TURNING).split()) - STOP_WORDS

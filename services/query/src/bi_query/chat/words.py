@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_CHARACTERS = 2_000
-MAX_WORDS = 200
+MAX_WORDS = 120
 _TOKEN = re.compile(
     r"\d{4}-\d{1,2}(?:-\d{1,2})?"  # 2017-06, 2017-06-01
     r"|\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{1,2}/\d{4}|\d{1,2}/\d{1,2}(?:/\d{2})?"  # 01/06/2017, 06/2017, 1/6
