@@ -429,6 +429,28 @@ def test_new_data_is_asked_about_anew(starting: Callable[..., Any], tmp_path: Pa
         assert model.left == 0
 
 
+def test_replicas_share_what_the_model_chose_and_believe_no_rubbish(
+    starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer
+) -> None:
+    question = "what did another replica find?"
+    with starting(redis_url=redis_server.url) as one, starting(redis_url=redis_server.url) as two:
+        model.play(
+            runs_query("shops", limit=2), runs_sql("select shop from sales_by_shop"), runs_sql("select 5 as five")
+        )
+        first = one.ask(question)
+        assert {**two.ask(question), "tokens": 0} == {**first, "tokens": 0}
+        assert len(model.received) == 1
+        assert two.ask(question, "north")["result"]["rows"] == [["north"]]
+        assert len(model.received) == 2
+    plans = redis_server.client.keys("bi:plan:*")
+    assert len(plans) == 2 and not [name for name in plans if b"replica" in name]
+    for plan in plans:
+        redis_server.client.set(plan, '{"tool": "run_sql", "arguments": {"sql": 7}}')
+    with starting(redis_url=redis_server.url) as three:
+        assert three.ask(question)["result"]["rows"] == [[5]]
+        assert model.left == 0
+
+
 def test_the_same_question_by_many_at_once_is_put_to_the_model_once(chat: Chat, model: ScriptedModel) -> None:
     together = threading.Event()
 

@@ -15,7 +15,18 @@ from bi_query.chat import prompt
 from bi_query.chat.budget import DAY_SECONDS, TokenBudget, Tokens
 from bi_query.chat.chat import normalised
 from bi_query.chat.prompt import Question, Turn
-from bi_query.chat.reply import CannotAnswer, Malformed, RunQuery, RunSql, assembled, reply_of, tokens_of
+from bi_query.chat.reply import (
+    CannotAnswer,
+    Choice,
+    Malformed,
+    RunQuery,
+    RunSql,
+    assembled,
+    choice_from,
+    choice_text,
+    reply_of,
+    tokens_of,
+)
 from bi_query.engine_errors import translate
 from bi_query.errors import BadRequest, RateLimited, SqlRefused
 from bi_query.metrics import AD_HOC, Metrics
@@ -191,6 +202,19 @@ def test_a_stream_of_several_calls_and_a_late_usage_is_put_together() -> None:
     assert tokens_of(document, "") == Tokens(3, 4)
     with pytest.raises(Malformed):
         assembled([{"choices": [7]}])
+
+
+@pytest.mark.parametrize("choice", [RunSql("select 'é'"), RunQuery("q", (("a", "1"), ("b", "x"))), CannotAnswer()])
+def test_a_choice_is_read_again_as_it_was_written(choice: Choice) -> None:
+    assert choice_from(choice_text(choice)) == choice
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"tool": "run_sql", "arguments": {}}', '{"tool": "drop", "arguments": {}}', "[" * 10_000]
+)
+def test_what_redis_holds_is_not_believed_unread(text: str) -> None:
+    with pytest.raises(Malformed):
+        choice_from(text)
 
 
 def test_questions_that_differ_in_nothing_that_matters_are_one() -> None:

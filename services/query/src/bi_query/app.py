@@ -25,6 +25,7 @@ from .cache import Cache
 from .catalogue import Catalogue
 from .chat.budget import TokenBudget
 from .chat.chat import ChatService
+from .chat.memory import PlanMemory
 from .chat.room import ChatRoom
 from .departure import Departure, end
 from .engine import Engine
@@ -118,8 +119,8 @@ def _lifespan(
         _add_routes(app, app.state.handlers)
         rooms = contextlib.AsyncExitStack()
         await rooms.enter_async_context(_add_agents(app, settings, gate, service, store))
-        model = await rooms.enter_async_context(_language_model(settings, metrics))
-        chat = ChatRoom(gate, ChatService(settings, metrics, service, store, model), settings.max_body_bytes)
+        model, plans = await rooms.enter_async_context(_language_model(settings, metrics))
+        chat = ChatRoom(gate, ChatService(settings, metrics, service, store, model, plans), settings.max_body_bytes)
         app.add_route(api.CHAT, chat.ask, methods=["GET", "POST"], include_in_schema=False)
         await store.refresh()
         cache.start()
@@ -167,22 +168,27 @@ async def _no_agents(request: Request) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def _language_model(settings: Settings, metrics: Metrics) -> AsyncIterator[LanguageModel | None]:
-    """The model that questions are put to, if one is configured."""
+async def _language_model(
+    settings: Settings, metrics: Metrics
+) -> AsyncIterator[tuple[LanguageModel | None, PlanMemory]]:
+    """The model that questions are put to, if one is configured, and what it chose before."""
     if settings.llm_base_url is None:
-        yield None
+        yield None, PlanMemory()
         return
     from .chat.model import LanguageModel  # noqa: PLC0415 - its client takes a second to import: who needs it pays
 
-    budget = TokenBudget(settings, metrics, Link(settings, metrics) if settings.redis_url else None)
+    link = Link(settings, metrics) if settings.redis_url else None
+    budget = TokenBudget(settings, metrics, link)
     model = LanguageModel(settings, metrics, budget)
     sharing = asyncio.create_task(budget.share())
     try:
-        yield model
+        yield model, PlanMemory(link)
     finally:
         await model.close()
         await end([sharing])
         await budget.close()
+        if link is not None:
+            await link.close()
 
 
 async def _cut_off(engine: Engine, model: LanguageModel | None, departure: Departure, grace_seconds: float) -> None:

@@ -152,7 +152,5 @@ class TokenBudget:
                 count.total = max(totals[place] + count.unshared, count.own)
 
     async def close(self) -> None:
-        """Let the line to Redis go, with what was not shared yet."""
-        if self._link is not None:
-            await self._exchange([_ALL, *[name for name, count in self._counts.items() if count.unshared]])
-            await self._link.close()
+        """Share what was not shared yet."""
+        await self._exchange([_ALL, *[name for name, count in self._counts.items() if count.unshared]])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -30,6 +29,7 @@ from ..snapshot import SnapshotStore
 from . import prompt, wording
 from .budget import Asking, Tokens
 from .matcher import Match, Matcher
+from .memory import PlanMemory
 from .prompt import Question
 from .reply import Choice, RunQuery, RunSql
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _LIMITS = Limits(200, 256 * 1024)  # what a person reads; as MCP's
 _MOST_CORRECTIONS = 2
 _NEAREST = 3
-_REMEMBERED_PLANS = 4096
 _END_SECONDS = 1.0
 _CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
 STEPS = ("matching", "asking_model", "running_query", "running_sql")
@@ -95,6 +94,7 @@ class ChatService:
         service: QueryService,
         store: SnapshotStore,
         model: LanguageModel | None,
+        plans: PlanMemory,
     ) -> None:
         self._service, self._store, self._metrics, self._model = service, store, metrics, model
         self._queries = service.catalogue.queries
@@ -102,7 +102,7 @@ class ChatService:
         self._least = settings.chat_sure_confidence if model else settings.chat_min_confidence
         self._catalogue_digest = _digest(*[f"{name} {query.digest}" for name, query in self._queries.items()])
         self._tools = prompt.tools(self._queries.values())
-        self._plans: OrderedDict[str, Choice] = OrderedDict()
+        self._plans = plans
         self._flights: Flights[Outcome] = Flights()
 
     async def answer(self, question: Question, asked: Asked) -> Answered:
@@ -166,9 +166,8 @@ class ChatService:
             self._store.current.id, self._catalogue_digest, model.name, asked.principal.scope, normalised(question.text),
             *[f"{normalised(turn.question)}\0{turn.query}\0{turn.sql}" for turn in question.turns],
         )  # fmt: skip
-        choice = None if asked.is_fresh else self._plans.get(key)
+        choice = None if asked.is_fresh else await self._plans.get(key)
         if choice is not None:
-            self._plans.move_to_end(key)
             self._metrics.chat_plan_hits.inc()
             return await self._run(choice, asked)
         # The same question, asked by many at once, is put to the model once.
@@ -197,14 +196,9 @@ class ChatService:
                     self._metrics.chat_sql_retries.inc()
                     messages = [*messages, *reply.with_error(prompt.error_text(problem))]
                 continue
-            self._remember(key, reply.choice)
+            await self._plans.put(key, reply.choice)
             return outcome
         return Outcome(is_refused=True)
-
-    def _remember(self, key: str, choice: Choice) -> None:
-        self._plans[key] = choice
-        if len(self._plans) > _REMEMBERED_PLANS:
-            self._plans.popitem(last=False)
 
     async def _run(self, choice: Choice, asked: Asked) -> Outcome:
         """Run what was chosen, as its asker."""

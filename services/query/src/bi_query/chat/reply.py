@@ -100,6 +100,25 @@ def _choice(name: object, text: str) -> Choice:
     raise Malformed(f"there is no tool {str(name)[:60]!r}")
 
 
+def choice_text(choice: Choice) -> str:
+    """A choice as text that `choice_from` reads again."""
+    if isinstance(choice, RunSql):
+        return json.dumps({"tool": RUN_SQL, "arguments": {"sql": choice.sql}})
+    if isinstance(choice, RunQuery):
+        arguments = {"name": choice.name, "parameters": dict(choice.parameters)}
+        return json.dumps({"tool": RUN_QUERY, "arguments": arguments})
+    return json.dumps({"tool": CANNOT_ANSWER, "arguments": {}})
+
+
+def choice_from(text: str) -> Choice:
+    """Inverse of `choice_text`. Raises `Malformed`."""
+    try:
+        document = _mapping(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise Malformed("not JSON") from error
+    return _choice(document.get("tool"), json.dumps(document.get("arguments")))
+
+
 def _member(document: object, name: str, kind: type[Any]) -> Any:
     value = _mapping(document).get(name)
     if not isinstance(value, kind):
