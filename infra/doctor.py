@@ -61,7 +61,7 @@ def of_the_stack(resolved: Json, facts: Json) -> list[Finding]:
     findings = engine.memory(services, facts) if facts else []
     findings += engine.disk(facts, data_bytes, prometheus_bytes(services)) if facts else []
     findings += engine.ports(str(resolved["name"]), services, asks_engine=bool(facts))
-    return findings + data + host.certificates(services)
+    return findings + data + host.certificates(services) + host.model(services)
 
 
 def prometheus_bytes(services: Json) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from findings import Finding, fail, joined, ok, warn
 from stack_tools import Json, assignments
@@ -30,6 +31,9 @@ OPEN_FILES = 16_384
 MAGIC, SMALLEST_BYTES = b"PAR1", 12
 LOOK_SECONDS = 1.0
 READER_UID, READER_GID = 10001, 10001
+# The hosts that the service can ask for a model, by the profile that starts them.
+MODEL_PROFILES = {"llm": "llm", "llm-gate": "llm-outside"}
+MODEL_SECRETS = "/run/llm-secrets"
 SHOWN = 5
 
 
@@ -139,6 +143,48 @@ def readable(path: Path, *, execute: bool = False) -> bool:
     shift = 6 if status.st_uid == READER_UID else 3 if status.st_gid == READER_GID else 0
     wanted = 0o5 if execute else 0o4
     return (stat.S_IMODE(status.st_mode) >> shift) & wanted == wanted
+
+
+def model(services: Json) -> list[Finding]:
+    """Of the chat's model, where one is named: that it can be reached, and that its key can be read."""
+    query = services.get("query", {})
+    environment = query.get("environment") or {}
+    url = environment.get("BI_LLM_BASE_URL") or ""
+    if not url:
+        return []
+    found = []
+    host = urlsplit(url).hostname or ""
+    if host not in MODEL_PROFILES:
+        advice = "http://llm:11434/v1 or http://llm-gate:8080/v1, with their profile (docs/chat.md, A model elsewhere)"
+        found.append(warn("model", f"BI_LLM_BASE_URL={url}: the service has no way there", advice))
+    elif host not in services:
+        found.append(warn("model", f"{host} does not run", f"COMPOSE_PROFILES={MODEL_PROFILES[host]} in .env"))
+    elif host == "llm-gate":
+        to = urlsplit((services[host].get("environment") or {}).get("GATE_TO") or "")
+        if to.scheme not in ("http", "https") or not to.hostname or to.path:
+            said = f"BI_LLM_OUTSIDE_URL={to.geturl()}: the gate leads nowhere"
+            found.append(fail("model", said, "scheme and host, no path: https://api.example.com"))
+    return joined("model", found + model_key(query), f"asked at {url}")
+
+
+def model_key(query: Json) -> list[Finding]:
+    """The key's file, where one is named, is in the folder that is mounted and may be read."""
+    name = (query.get("environment") or {}).get("BI_LLM_API_KEY_FILE") or ""
+    if not name:
+        return []
+    folder = next((Path(m["source"]) for m in query.get("volumes", []) if m["target"] == MODEL_SECRETS), Path())
+    if Path(name).parent != Path(MODEL_SECRETS):
+        return [
+            fail("model", f"BI_LLM_API_KEY_FILE={name}: not where the container finds it", f"{MODEL_SECRETS}/api-key")
+        ]
+    path = folder / Path(name).name
+    if not path.is_file():
+        return [
+            fail("model", f"{path} does not exist", "put the endpoint's key there, or leave BI_LLM_API_KEY_FILE empty")
+        ]
+    if not readable(path):
+        return [fail("model", f"{path} may not be read by user {READER_UID}", f"chown {READER_UID} {path}")]
+    return []
 
 
 def certificates(services: Json) -> list[Finding]:

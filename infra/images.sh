@@ -28,8 +28,10 @@ have() { docker image inspect "$1" >/dev/null 2>&1; }
 
 wanted() { # VARIABLE image, one a line: as the compose files name them, or as the user's settings do
   # Grafana last: its absence is the one thing the user should read at the end.
-  local variable default
-  sed -n 's/.*\${\(BI_[A-Z_]*_IMAGE\):-\([^}]*\)}.*/\1 \2/p' compose*.yaml | grep -v '^BI_QUERY_IMAGE ' | sort -u |
+  # The local model's (3 GB) only where it is switched on.
+  local variable default skipped=BI_QUERY_IMAGE
+  case ",$(setting COMPOSE_PROFILES "")," in *,llm,*) ;; *) skipped="$skipped\|BI_LLM_IMAGE" ;; esac
+  sed -n 's/.*\${\(BI_[A-Z_]*_IMAGE\):-\([^}]*\)}.*/\1 \2/p' compose*.yaml | grep -v "^\($skipped\) " | sort -u |
     awk '/^BI_GRAFANA_IMAGE/ { last = $0; next } { print } END { if (last) print last }' |
     while read -r variable default; do echo "$variable $(setting "$variable" "$default")"; done
 }

@@ -30,6 +30,7 @@ KEPT = {
 }
 LEFT_OUT = {
     "spill": "what running queries do not fit into memory",
+    "llm-models": "the local model: llm-pull fetches it again",
     "loadtest-reports": "copied to loadtest/reports by make load",
     "loadtest-keys": "keys of a day",
 }

@@ -23,6 +23,8 @@ PRODUCTION_FILE = ROOT / "compose.prod.yaml"
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = ROOT / "services/query/src/bi_query/settings.py"
 
+PROFILES = [flag for name in ("llm", "llm-outside", "llm-pull", "loadtest", "tools") for flag in ("--profile", name)]
+
 # What production has another default for.
 PRODUCTION_DEFAULTS = {"BI_QUERY_REPLICAS": "2", "BI_DRAIN_SECONDS": "5", "BI_MCP_HOSTS": "$BI_DOMAIN"}
 
@@ -54,7 +56,7 @@ def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return resolve("--profile", "loadtest", "--profile", "tools")
+    return resolve(*PROFILES)
 
 
 def exceptions(compose: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -128,6 +130,48 @@ def test_the_service_has_no_way_out(compose: dict[str, Any]) -> None:
         assert network.get("internal") or network["driver_opts"][masquerade] == "false", f"{name} leads out"
 
 
+def members(compose: dict[str, Any], network: str) -> set[str]:
+    return {name for name, service in compose["services"].items() if network in (service.get("networks") or {})}
+
+
+def test_neither_model_nor_gate_runs_unless_its_profile_is_named() -> None:
+    plain = resolve()["services"]
+    assert not [name for name in plain if name.startswith("llm")]
+    assert set(resolve(COMPOSE_PROFILES="llm")["services"]) - set(plain) == {"llm"}
+    assert set(resolve(COMPOSE_PROFILES="llm-outside")["services"]) - set(plain) == {"llm-gate"}
+
+
+def test_the_local_model_is_reached_by_the_service_alone_and_reaches_nothing_outside(compose: dict[str, Any]) -> None:
+    model = compose["services"]["llm"]
+    assert list(model["networks"]) == ["models"] and not model.get("ports")
+    assert compose["networks"]["models"]["internal"] is True
+    assert members(compose, "models") == {"query", "llm", "llm-gate"}
+    (folder,) = model["volumes"]
+    assert folder["target"] == model["environment"]["OLLAMA_MODELS"] and folder["read_only"]
+
+
+def test_of_what_the_chat_needs_the_gate_alone_leads_out_and_to_the_endpoint_that_was_named() -> None:
+    compose = resolve(*PROFILES, BI_LLM_OUTSIDE_URL="https://api.example.com")
+    assert members(compose, "llm-way-out") == {"llm-gate"} and members(compose, "model-registry") == {"llm-pull"}
+    assert compose["services"]["llm-gate"]["environment"]["GATE_TO"] == "https://api.example.com"
+
+
+def test_a_folder_of_models_may_be_ones_own_instead_of_the_volume(tmp_path: Path) -> None:
+    compose = resolve(*PROFILES, BI_LLM_MODELS_FOLDER=str(tmp_path))
+    for name in ("llm", "llm-pull"):
+        found = [v for v in compose["services"][name]["volumes"] if v["target"] == "/models"]
+        assert [(v["type"], v["source"]) for v in found] == [("bind", str(tmp_path))], name
+
+
+def test_the_endpoints_key_comes_from_a_file_and_stands_in_no_environment(tmp_path: Path) -> None:
+    settings = {"BI_LLM_API_KEY_FILE": "/run/llm-secrets/api-key", "BI_LLM_SECRETS_FOLDER": str(tmp_path)}
+    query = resolve(**settings)["services"]["query"]
+    (mounted,) = [v for v in query["volumes"] if v["target"] == "/run/llm-secrets"]
+    assert mounted["source"] == str(tmp_path) and mounted["read_only"]
+    keys = {name: value for name, value in query["environment"].items() if "API_KEY" in name}
+    assert keys == {"BI_LLM_API_KEY_FILE": "/run/llm-secrets/api-key"}
+
+
 def test_who_answers_questions_reads_no_data_folder_and_who_reads_it_has_no_network(compose: dict[str, Any]) -> None:
     readers = {
         name
@@ -157,7 +201,7 @@ def test_compose_gives_the_service_longer_to_stop_than_it_takes(compose: dict[st
 
 def test_what_compose_mounts_from_the_repository_is_there(compose: dict[str, Any]) -> None:
     # Docker would make an empty folder in the place of a missing file, and the service would fail on that.
-    made_by_docker = {str(ROOT / ".stack/alert-secrets"), str(ROOT / ".stack/targets")}
+    made_by_docker = {str(ROOT / f".stack/{name}") for name in ("alert-secrets", "llm-secrets", "targets")}
     missing = [
         volume["source"]
         for service in compose["services"].values()
@@ -232,7 +276,7 @@ def test_every_variable_is_documented_with_a_reason() -> None:
 
 
 def test_no_variable_is_documented_that_nothing_reads() -> None:
-    composes_own = {"COMPOSE_PROJECT_NAME", "COMPOSE_FILE"}
+    composes_own = {"COMPOSE_PROJECT_NAME", "COMPOSE_FILE", "COMPOSE_PROFILES"}
     assert sorted(set(documented()) - set(used_with_default()) - passed_through() - required() - composes_own) == []
 
 

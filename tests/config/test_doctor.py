@@ -374,6 +374,61 @@ def test_settings_that_are_right_are_not_complained_of(machine: Machine) -> None
     assert machine.findings("warn") == machine.findings("FAIL") == {}
 
 
+def asks(machine: Machine, url: str, *, key: str = "", **services: Any) -> None:
+    """A machine whose service is told of a model, with the services of a profile."""
+    query = machine.config["services"]["query"]
+    query["environment"] = {"BI_LLM_BASE_URL": url, "BI_LLM_API_KEY_FILE": key or None}
+    query["volumes"] = [{"type": "bind", "source": str(machine.answers), "target": "/run/llm-secrets"}]
+    machine.config["services"] |= services
+
+
+def gate(url: str) -> dict[str, Any]:
+    return {"restart": "unless-stopped", "mem_limit": "128", "environment": {"GATE_TO": url}}
+
+
+LOCAL = {"llm": {"restart": "unless-stopped", "mem_limit": str(GIB)}}
+
+
+def test_a_model_that_can_be_reached_is_not_complained_of(machine: Machine) -> None:
+    asks(machine, "http://llm:11434/v1", **LOCAL)
+    assert machine.findings("warn") == machine.findings("FAIL") == {}
+    asks(machine, "http://llm-gate:8080/v1", **{"llm-gate": gate("https://api.example.com")})
+    assert machine.findings("warn") == machine.findings("FAIL") == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://api.example.com/v1", "the service has no way there"),
+        ("http://127.0.0.1:11434/v1", "the service has no way there"),
+        ("http://llm:11434/v1", "COMPOSE_PROFILES=llm in .env"),
+        ("http://llm-gate:8080/v1", "COMPOSE_PROFILES=llm-outside in .env"),
+    ],
+)
+def test_a_model_that_cannot_be_reached_warns_with_the_way(machine: Machine, url: str, said: str) -> None:
+    asks(machine, url)
+    assert said in only(machine, "model", "warn")
+
+
+@pytest.mark.parametrize("url", ["", "api.example.com", "https://api.example.com/v1", "ftp://api.example.com"])
+def test_a_gate_that_leads_nowhere_fails(machine: Machine, url: str) -> None:
+    asks(machine, "http://llm-gate:8080/v1", **{"llm-gate": gate(url)})
+    assert "scheme and host, no path" in only(machine, "model")
+
+
+def test_a_models_key_that_is_not_there_or_cannot_be_read_fails(machine: Machine) -> None:
+    asks(machine, "http://llm:11434/v1", key="/run/llm-secrets/api-key", **LOCAL)
+    file = machine.answers / "api-key"
+    assert f"{file} does not exist" in only(machine, "model")
+    file.write_text("k")
+    file.chmod(0o600)
+    assert "may not be read by user 10001" in only(machine, "model")
+    file.chmod(0o644)
+    assert machine.findings("FAIL") == {}
+    asks(machine, "http://llm:11434/v1", key="/etc/api-key", **LOCAL)
+    assert "not where the container finds it" in only(machine, "model")
+
+
 def test_settings_that_compose_refuses_fail_with_its_words(machine: Machine) -> None:
     words = "error while interpolating: required variable BI_DOMAIN is missing a value: is missing in .env"
     machine.refuses("config", words)

@@ -122,3 +122,48 @@ def test_the_keys_of_a_load_test_end_when_it_is_told_so(tmp_path: Path) -> None:
     listed = run("bi-query", "keys", "list")
     assert "ana" in listed and "loadtest" not in listed
     assert not (tmp_path / "keys").exists()
+
+
+# --- infra/llm/pull.sh ----------------------------------------------------------------------------------------------
+
+OLLAMA = """#!/bin/sh
+case $1 in
+    serve) [ ! -e {folder}/broken ] || {{ echo "no such folder: /models"; exit 1; }}; : >{folder}/serving; exec sleep 60 ;;
+    list) [ -e {folder}/serving ] ;;
+    pull) echo "pulled $2" ;;
+esac
+"""
+
+
+def pull(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The script with a model server of the test's own."""
+    (folder / "bin").mkdir()
+    (folder / "bin/ollama").write_text(OLLAMA.format(folder=folder))
+    (folder / "bin/ollama").chmod(0o755)
+    text = (ROOT / "infra/llm/pull.sh").read_text()
+    assert "log=/tmp/serve.log" in text
+    script = folder / "pull.sh"
+    script.write_text(text.replace("/tmp/serve.log", str(folder / "serve.log")))
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", script, *arguments], env={"PATH": path}, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_a_model_is_fetched_once_its_server_answers(tmp_path: Path) -> None:
+    run = pull(tmp_path, "some:4b")
+    assert (run.returncode, run.stdout) == (0, "pulled some:4b\n"), run.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("",)], ids=["none", "an empty BI_LLM_MODEL"])
+def test_without_a_models_name_nothing_is_fetched_and_the_setting_is_named(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    run = pull(tmp_path, *arguments)
+    assert run.returncode == 2 and "BI_LLM_MODEL" in run.stderr
+
+
+def test_a_model_server_that_ends_is_told_with_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    run = pull(tmp_path, "some:4b")
+    assert run.returncode == 1 and "no such folder: /models" in run.stderr

@@ -17,6 +17,7 @@ from .test_compose import (
     COMPOSE_FILE,
     PRODUCTION_DEFAULTS,
     PRODUCTION_FILE,
+    PROFILES,
     ROOT,
     SETTINGS_FILE,
     exceptions,
@@ -31,7 +32,7 @@ OVERLAY = ("-f", str(PRODUCTION_FILE))
 EDGE = ROOT / "infra/caddy"
 EDGE_ENVIRONMENT = {
     "EDGE_DOMAIN": "bi.test", "EDGE_REPLICAS": "10.213.71", "EDGE_MAX_BODY": "2MB", "EDGE_TLS": "internal",
-    "EDGE_ACME_EMAIL": "", "EDGE_ACME_CA": "",
+    "EDGE_ACME_EMAIL": "", "EDGE_ACME_CA": "", "GATE_TO": "https://api.test",
 }  # fmt: skip
 VARIANTS = {
     "internal": {},
@@ -42,7 +43,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def production() -> dict[str, Any]:
-    return resolve(*OVERLAY, BI_DOMAIN="bi.test", BI_ACME_EMAIL="ops@bi.test")
+    return resolve(*OVERLAY, *PROFILES, BI_DOMAIN="bi.test", BI_ACME_EMAIL="ops@bi.test")
 
 
 def published(stack: dict[str, Any]) -> dict[str, set[tuple[str, str]]]:
@@ -58,7 +59,7 @@ def test_ports_80_and_443_are_published_and_no_other(production: dict[str, Any])
 
 
 def test_every_service_still_meets_the_hardening_list_or_says_why_not(production: dict[str, Any]) -> None:
-    allowed = {name: set(reasons) for name, reasons in exceptions(resolve("--profile", "loadtest")).items()}
+    allowed = {name: set(reasons) for name, reasons in exceptions(resolve(*PROFILES)).items()}
     for name, reasons in exceptions(production).items():
         allowed[name] = allowed.get(name, set()) | set(reasons)
         assert set(reasons) <= deviations(production["services"][name]), f"{name}: an exception that nothing needs"
@@ -100,6 +101,12 @@ def test_the_service_has_no_way_out(production: dict[str, Any]) -> None:
     for name in production["services"]["query"]["networks"]:
         network = production["networks"][name]
         assert network.get("internal") or network["driver_opts"][masquerade] == "false", f"{name} leads out"
+
+
+def test_a_model_local_or_through_the_gate_is_reached_in_production_too(production: dict[str, Any]) -> None:
+    services = production["services"]
+    for name in ("llm", "llm-gate"):
+        assert set(services[name]["networks"]) & set(services["query"]["networks"]) == {"models"}
 
 
 def test_faults_cannot_be_injected_whatever_the_settings_say() -> None:
@@ -158,7 +165,7 @@ def caddy() -> str:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["Caddyfile", "production.caddy"])
+@pytest.mark.parametrize("name", ["Caddyfile", "llm-gate.caddy", "production.caddy"])
 def test_the_version_compose_names_reads_the_edges_files(name: str, variant: str) -> None:
     version = subprocess.run([caddy(), "version"], capture_output=True, text=True, check=True).stdout
     named = re.search(r"BI_CADDY_IMAGE:-caddy:(\d+\.\d+)\.", COMPOSE_FILE.read_text())

@@ -31,15 +31,18 @@ from tests.support.stack import (
     running_stack,
 )
 
+from .endpoint import Endpoint
 from .receiver import Receiver
 
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
-    "test_mcp", "test_publish", "test_resolved", "test_down_and_up", "test_supply_chain",
+    "test_chat", "test_mcp", "test_publish", "test_resolved", "test_down_and_up", "test_supply_chain",
     "test_prod", "test_attack", "test_deploy", "test_backup",
 ]  # fmt: skip
 REPLICAS = 2
 SLOW, FAILING, FINE = 12, 12, 24
+# More than the tests can spend, so that no alert tells of it.
+DAILY_TOKENS = 10**12
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,7 +85,24 @@ def small_data(folder: Path) -> Small:
 
 
 @pytest.fixture(scope="session")
-def stack(engine: None, folder: Path, small_data: Small, receiver: Receiver) -> Iterator[Stack]:
+def model_image(engine: None) -> str:
+    """A scripted model in the place of the local model server's image."""
+    tag = "bi-standin/llm:test"
+    base = f"BASE={compose_image('BI_QUERY_IMAGE')}"
+    docker("build", "--quiet", "--tag", tag, "--build-arg", base, str(Path(__file__).parent / "model"), timeout=120)
+    return tag
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[Endpoint]:
+    """A model endpoint outside of the stack, to which its gate leads."""
+    server = Endpoint()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def stack(model_image: str, folder: Path, small_data: Small, receiver: Receiver, endpoint: Endpoint) -> Iterator[Stack]:
     """All of compose.yaml with two replicas, healthy; its alerts come here at once."""
     secrets = folder / "alert-secrets"
     secrets.mkdir()
@@ -93,6 +113,14 @@ def stack(engine: None, folder: Path, small_data: Small, receiver: Receiver) -> 
         "BI_CATALOGUE_FOLDER": str(small_data.catalogue),
         "BI_FAULT_INJECTION": "true",
         "BI_MCP": "true",
+        "COMPOSE_PROFILES": "llm,llm-outside",
+        "BI_LLM_IMAGE": model_image,
+        "BI_LLM_MEMORY": "128m",
+        "BI_LLM_CPUS": "0.5",
+        "BI_LLM_BASE_URL": "http://llm:11434/v1",
+        "BI_LLM_MODEL": "scripted",
+        "BI_LLM_TOKENS_PER_DAY": str(DAILY_TOKENS),
+        "BI_LLM_OUTSIDE_URL": endpoint.url,
         "BI_RATE_LIMIT": "1000000/minute",
         "BI_RATE_LIMIT_ROUTES": json.dumps({"/api/v1/tables": "30/minute"}),
         "BI_MAX_RESULT_ROWS": "500",

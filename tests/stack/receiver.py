@@ -20,7 +20,7 @@ class Receiver:
         self.token = secrets.token_hex(16)  # in the URLs, as the real ones have secrets in them
         self._received: list[tuple[str, Json]] = []
         self._lock = threading.Lock()
-        self._server, host = _server(self._handler())
+        self._server, host = reachable_server(self._handler())
         self._base = f"http://{host}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -64,7 +64,8 @@ class Receiver:
         return Handler
 
 
-def _server(handler: type[BaseHTTPRequestHandler]) -> tuple[ThreadingHTTPServer, str]:
+def reachable_server(handler: type[BaseHTTPRequestHandler]) -> tuple[ThreadingHTTPServer, str]:
+    """A server of this machine, not started, and the host under which containers reach it."""
     gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
     try:  # on Linux the engine's bridge is an interface of this machine, and nobody outside reaches it
         return ThreadingHTTPServer((gateway, 0), handler), gateway

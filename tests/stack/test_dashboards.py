@@ -74,6 +74,15 @@ def test_traffic_of_every_kind_shows_in_the_metrics(users: Traffic, prometheus: 
         'count(sum by (format) (increase(bi_engine_result_bytes_total{job="query"}[3m])) > 0) >= 4',
         'sum(rate(redis_keyspace_hits_total{job="redis"}[3m])) > 0',
         "bi:cache_hit:ratio > 0",
+        'sum(increase(bi_chat_answers_total{job="query", by="matcher", outcome="named"}[3m])) > 0',
+        'sum(increase(bi_chat_answers_total{job="query", by="model", outcome="sql"}[3m])) > 0',
+        'sum(increase(bi_chat_answers_total{job="query", by="model", outcome="cannot_answer"}[3m])) > 0',
+        'count(sum by (direction) (increase(llm_tokens_total{job="query", model="scripted"}[3m])) > 0) == 2',
+        'sum(increase(bi_llm_retries_total{job="query", reason="rate_limited"}[3m])) > 0',
+        'sum(increase(bi_llm_retries_total{job="query", reason="malformed"}[3m])) > 0',
+        'sum(increase(bi_chat_sql_retries_total{job="query"}[3m])) > 0',
+        'sum(increase(bi_chat_plan_hits_total{job="query"}[3m])) > 0',
+        "bi:llm_budget:used_ratio > 0",
     ):
         wait_until(partial(prometheus.query, expr), 60, what=expr)
 

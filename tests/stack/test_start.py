@@ -17,6 +17,8 @@ SERVICES = {
     "edge",
     "redis",
     "redis-exporter",
+    "llm",
+    "llm-gate",
     "prometheus",
     "alertmanager",
     "blackbox",
@@ -69,7 +71,7 @@ def test_every_rule_is_loaded_and_evaluates(prometheus: Prometheus) -> None:
         }
         assert not bad, bad
         return {group["file"].rsplit("/", 1)[1] for group in groups} == {
-            "platform.rules.yaml", "redis.rules.yaml", "service.rules.yaml", "slo.rules.yaml",
+            "chat.rules.yaml", "platform.rules.yaml", "redis.rules.yaml", "service.rules.yaml", "slo.rules.yaml",
         }  # fmt: skip
 
     wait_until(evaluated, 90, what="every rule to have been evaluated without an error")

@@ -24,6 +24,20 @@ def shops(client: httpx.Client, number: int) -> httpx.Response:
     return client.get("/api/v1/queries/shops", params={"limit": number % 20 + 1})
 
 
+def chat(client: httpx.Client, number: int) -> httpx.Response:
+    """A question in words: of the catalogue, or for the model, who does well, is asked twice or has nothing to say."""
+    questions = [
+        "Shops",
+        "Do count whatever was written down",  # the same each time: from a remembered plan
+        f"Do count whatever was written down, number {number}",
+        f"Do count with a wrong word first, number {number}",
+        f"Do count though busy, number {number}",
+        f"Do count and talk rubbish once, number {number}",
+        f"Something unheard of, number {number}",
+    ]
+    return client.post("/api/v1/chat", json={"question": questions[number // 13 % len(questions)]})
+
+
 def everything(client: httpx.Client, number: int) -> httpx.Response:
     """One of all the things that users do, right and wrong, in turn."""
     steps = [
@@ -42,6 +56,7 @@ def everything(client: httpx.Client, number: int) -> httpx.Response:
         lambda: client.get("/api/v1/queries"),
         lambda: client.post("/api/v1/query", json={"sql": "select i.amount from sales i, versions"}),
         lambda: client.delete("/api/v1/cache", params={"query": "quick"}),
+        lambda: chat(client, number),
     ]
     if number % 400 == 200:
         return client.post("/api/v1/query", json={"sql": HEAVY})

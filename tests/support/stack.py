@@ -221,7 +221,7 @@ class Stack(DockerCompose):
 def address(container: Json) -> str:
     """An address of a container that this machine reaches: of any network but an internal one."""
     networks: Json = container["NetworkSettings"]["Networks"]
-    found = [net["IPAddress"] for name, net in sorted(networks.items()) if not name.endswith("_cache")]
+    found = [net["IPAddress"] for name, net in sorted(networks.items()) if not name.endswith(("_cache", "_models"))]
     assert found and found[0], f"{container['Name']} has no address: is it running?"
     return str(found[0])
 
