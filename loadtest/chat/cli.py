@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         action=argparse.BooleanOptionalAction,
-        help="whether a model is configured (otherwise told by tokens and authorship in the answers)",
+        help="whether a model is configured (otherwise tokens and SQL in the answers tell)",
     )
     parser.add_argument("--at-least", type=_share, default=0.9, help="share of right answers that passes (0.9)")
     parser.add_argument("--json", type=Path, help="write the whole report here")

@@ -31,8 +31,9 @@ class Reply:
 
     @property
     def by_model(self) -> bool:
-        """Whether a model had a part in it."""
-        return self.document.get("by") == "model" or sum(self.tokens) > 0
+        """Whether a model had a part in it: it cost tokens, or is SQL of no named query (remembered, it costs nothing)."""
+        is_written = self.document.get("query") is None and self.document.get("sql") is not None
+        return is_written or sum(self.tokens) > 0
 
     @property
     def refused(self) -> bool:
@@ -138,7 +139,7 @@ def _chosen(reply: Reply, defaults: Defaults) -> str:
 
 def _surely(document: Mapping[str, Any]) -> str:
     confidence = document.get("confidence")
-    return f" at {confidence:.2f}" if isinstance(confidence, int | float) else ""
+    return f" at {confidence:.3f}" if isinstance(confidence, int | float) else ""
 
 
 def _rows_shown(rows: Sequence[Sequence[Any]]) -> str:

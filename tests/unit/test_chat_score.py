@@ -48,7 +48,7 @@ def named(query: str, **params: Any) -> Reply:
 
 
 def rows(*found: list[Any]) -> Reply:
-    return reply({"query": None, "sql": "select", "params": {}, "result": {"rows": list(found)}, "by": "model"})
+    return reply({"query": None, "sql": "select", "params": {}, "result": {"rows": list(found)}})
 
 
 def right(question: Question, answer: Reply, *, with_model: bool = False) -> bool:
@@ -281,12 +281,21 @@ def test_the_command_fails_below_the_aim_and_writes_its_report(
     assert "miss b: 'quantos?' expected cannot answer; got top()" in capsys.readouterr().out
 
 
-def test_tokens_spent_tell_that_a_model_answers_and_its_rows_are_graded(two: Path) -> None:
-    answer = dict(rows([7]).document) | {"tokens": {"prompt": 90, "completion": 9}}
+@pytest.mark.parametrize("tokens", [{"prompt": 90, "completion": 9}, {"prompt": 0, "completion": 0}])
+def test_sql_tells_that_a_model_answers_and_its_rows_are_graded(two: Path, tokens: dict[str, int]) -> None:
+    answer = dict(rows([7]).document) | {"tokens": tokens}
     with answering({"weather?": (200, {}, CANNOT), "quantos?": (200, {}, answer)}) as url:
         common = ["--url", url, "--questions", str(two), "--at-least", "1"]
         assert main(common) == 0
         assert main([*common, "--no-model"]) == 1
+
+
+def test_tokens_spent_tell_that_a_model_answers_whatever_it_chose(two: Path) -> None:
+    declined = CANNOT | {"tokens": {"prompt": 90, "completion": 9}}
+    with answering({"weather?": (200, {}, declined), "quantos?": (200, {}, CANNOT)}) as url:
+        common = ["--url", url, "--questions", str(two), "--at-least", "1"]
+        assert main(common) == 1
+        assert main([*common, "--no-model"]) == 0
 
 
 def test_a_spent_quota_is_waited_for(two: Path) -> None:
