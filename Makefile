@@ -1,7 +1,7 @@
 # BI Solution. `make serve` and `make test` need Python 3.11 or newer and nothing else; the stack's targets need Docker.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve publish check test lint format lock rules dashboards bench bench-queries sbom audit
+.PHONY: help serve publish check test lint format lock rules dashboards bench bench-queries chat-score sbom audit
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,6 +12,7 @@ AUDIT := .venv-audit
 SUPPLY := infra/supply
 HOST ?= 127.0.0.1
 PORT ?= 8000
+URL ?= http://127.0.0.1:8000
 TESTS ?= tests
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --require-hashes
 
@@ -77,6 +78,9 @@ bench: $(VENV)/.test $(PEERS)/.created ## Beside bare ASGI, FastAPI, DuckDB alon
 bench-queries: $(VENV)/.test ## The engine's time for each named query
 	@$(BIN)/bi-query publish
 	@$(BIN)/python -m loadtest.bench.queries
+
+chat-score: $(VENV)/.test ## Ask a running service's chat the question set and score its answers (URL=, ARGS="--json FILE")
+	@$(BIN)/python -m loadtest.chat --url $(URL) $(ARGS)
 
 lock: ## Lock the dependencies anew, with hashes and without addresses (needs uv)
 	@cd $(QUERY) && uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock

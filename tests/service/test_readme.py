@@ -48,7 +48,7 @@ def test_every_target_has_a_line_of_help() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
+    "page", sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
 )
 def test_relative_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
