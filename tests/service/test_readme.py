@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -22,9 +21,9 @@ def test_the_readme_has_examples() -> None:
 
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=[command[:60] for command, _ in EXAMPLES])
 def test_an_example_answers_what_the_readme_shows(demo_service: Service, command: str, shown: str) -> None:
-    arguments = shlex.split(command.replace("http://127.0.0.1:8000", demo_service.url))
-    assert arguments[0] == "curl"
-    answer = subprocess.run(arguments, capture_output=True, check=True, timeout=60, text=True).stdout
+    assert command.startswith("curl ")
+    run = ["bash", "-o", "pipefail", "-c", command.replace("http://127.0.0.1:8000", demo_service.url)]
+    answer = subprocess.run(run, capture_output=True, check=True, timeout=60, text=True).stdout
     assert answer.splitlines() == shown.splitlines()
 
 
