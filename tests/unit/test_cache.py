@@ -15,6 +15,7 @@ from bi_query.catalogue import Freshness
 from bi_query.circuit import CircuitBreaker
 from bi_query.engine_call import Answer
 from bi_query.entries import CacheKey, pack
+from bi_query.errors import Overloaded
 from bi_query.formats import Encoded
 from bi_query.metrics import Metrics
 from bi_query.settings import load_settings
@@ -217,6 +218,24 @@ def test_waiters_share_one_error_and_the_next_request_tries_again() -> None:
         query.error = None
         assert (await cache.fetch(KEY, HOUR, query)).result == "miss"
         assert query.runs == 2
+
+    run(scenario)
+
+
+def test_who_waits_for_an_answer_that_its_first_asker_has_no_room_for_has_it_computed_for_itself() -> None:
+    async def scenario() -> None:
+        (cache, _), anas, others = make(), Query(), Query()
+        anas.error = Overloaded("unsent_full", "not read", retry_after_seconds=1)
+        anas.gate.clear()
+        ana = asyncio.ensure_future(cache.fetch(KEY, HOUR, anas))
+        await until(lambda: anas.runs == 1)
+        waiting = [asyncio.ensure_future(cache.fetch(KEY, HOUR, others)) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        anas.gate.set()
+        with pytest.raises(Overloaded):
+            await ana
+        assert sorted(served.result for served in await asyncio.gather(*waiting)) == ["coalesced"] * 4 + ["miss"]
+        assert (anas.runs, others.runs) == (1, 1)
 
     run(scenario)
 

@@ -479,6 +479,38 @@ def test_ad_hoc_queries_that_take_every_thread_of_theirs_leave_the_named_ones_th
     asyncio.run(story())
 
 
+def test_an_ad_hoc_query_that_breaks_its_instance_breaks_nobody_else_s(published: Small) -> None:
+    nested = "repeat('{\"a\":', 400) || '1' || repeat('}', 400)"
+
+    async def story() -> None:
+        async with bench(published) as b:
+            beside = b.ask(ENDLESS, query="endless")
+            await b.until(lambda: b.running() == 1)
+            for _ in range(3):
+                with pytest.raises(ProblemError) as raised:
+                    await b.ask(f"select json_group_structure(({nested})::json) as s")
+                assert raised.value.status == 500
+                assert not b.snapshot.is_broken
+                assert await b.value("select count(*) from sales") == 1000
+                assert await b.value("select count(*) from sales", query="named") == 1000
+            assert not beside.done()
+            beside.cancel()
+            await b.until(lambda: b.running() == 0)
+
+    asyncio.run(story())
+
+
+def test_a_spill_folder_that_cannot_be_read_leaves_a_query_its_time_out(published: Small) -> None:
+    async def story() -> None:
+        async with bench(published, query_timeout_seconds=1) as b:
+            folder = b.snapshot._private[-1]._spill_folder
+            folder.write_text("no folder")
+            with pytest.raises(QueryTimeout):
+                await asyncio.wait_for(b.ask(ENDLESS), 2.5)
+
+    asyncio.run(story())
+
+
 def test_an_ad_hoc_query_that_spills_more_than_it_may_is_stopped(published: Small) -> None:
     """DuckDB's own limit lets a sort go on: 51 GB were written under one of 128 MB."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -123,6 +124,33 @@ def test_an_open_snapshot_refuses_to_write_to_read_files_and_to_be_reconfigured(
     snapshot = opened(small)
     with snapshot.instance(private=private) as database, pytest.raises(duckdb.Error):
         database.take_cursor().execute(sql)
+    snapshot.retire()
+
+
+def test_a_database_that_sql_attached_in_memory_is_seen_by_nobody_else(small: Small) -> None:
+    """The guard refuses such SQL; should it ever not, an instance of an ad-hoc query's own is thrown away after it."""
+    snapshot = opened(small)
+    with snapshot.instance(private=False) as shared, pytest.raises(duckdb.Error):
+        shared.take_cursor().execute("attach ':memory:' as mine")
+    with snapshot.instance(private=True) as lent:
+        lent.take_cursor().execute("attach ':memory:' as mine")
+    for _ in range(small.settings().effective_ad_hoc_max_running_queries + 1):
+        with snapshot.instance(private=True) as database:
+            assert database is not lent
+            assert database.take_cursor().execute("select count(*) from sales").fetchall() == [(1000,)]
+    snapshot.retire()
+
+
+def test_a_snapshot_whose_file_is_gone_serves_everybody_until_it_is_retired(small: Small) -> None:
+    snapshot = opened(small)
+    for path in small.snapshots.glob(f"{snapshot.id}*"):
+        path.unlink() if path.is_file() else None
+    with contextlib.ExitStack() as lent:
+        places = small.settings().effective_ad_hoc_max_running_queries
+        instances = [lent.enter_context(snapshot.instance(private=True)) for _ in range(places)]
+        instances.append(lent.enter_context(snapshot.instance(private=False)))
+        for database in instances:
+            assert database.take_cursor().execute("select count(*) from sales").fetchall() == [(1000,)]
     snapshot.retire()
 
 

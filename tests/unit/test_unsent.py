@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
 from bi_query.errors import ConfigurationError, Overloaded
-from bi_query.http_protocol import impatient, keep_little_in_the_kernel
+from bi_query.http_protocol import Outbox, impatient, keep_little_in_the_kernel
 from bi_query.metrics import Metrics
 from bi_query.settings import load_settings
 from bi_query.unsent import LARGE_BYTES, Held, Unsent
@@ -232,6 +232,47 @@ def test_an_idle_connection_is_closed_and_one_with_an_unread_answer_cut_off(size
         wait_until(lambda: server.server_state.total_requests == 1)
         wait_until(lambda: not server.server_state.connections, what="the connection to end")
         assert app.cuts == cuts
+
+
+@pytest.mark.parametrize("when_idle", [False, True])
+def test_the_first_byte_of_another_request_does_not_end_the_watch_over_an_unread_answer(when_idle: bool) -> None:
+    with answering(170_000, 1.0) as (app, server, port), connect("127.0.0.1", port) as connection:
+        connection.sendall(get("/"))
+        wait_until(lambda: server.server_state.total_requests == 1)
+        (protocol,) = server.server_state.connections
+        wait_until(lambda: protocol._is_idle or not when_idle, what="its time to be over")
+        connection.sendall(b"G")
+        wait_until(lambda: not server.server_state.connections, what="the connection to end")
+        assert app.cuts == 1
+
+
+def test_an_answer_that_cannot_be_written_keeps_nobody_else_s_back() -> None:
+    class Transport:
+        """A connection that may have no memory."""
+
+        def __init__(self, *, fails: bool) -> None:
+            self.fails, self.written, self.is_aborted = fails, b"", False
+
+        def is_closing(self) -> bool:
+            return self.is_aborted
+
+        def write(self, data: bytes) -> None:
+            if self.fails:
+                raise MemoryError
+            self.written += data
+
+        def abort(self) -> None:
+            self.is_aborted = True
+
+    async def story() -> None:
+        first, poor, last = Transport(fails=False), Transport(fails=True), Transport(fails=False)
+        outbox = Outbox()
+        for transport in (first, poor, last):
+            outbox.put(cast(Any, transport), b"answer")
+        outbox.flush()
+        assert (first.written, poor.is_aborted, last.written) == (b"answer", True, b"answer")
+
+    asyncio.run(story())
 
 
 def test_an_idle_connection_whose_answer_is_read_slowly_ends_when_it_is_read() -> None:

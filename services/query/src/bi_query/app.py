@@ -44,6 +44,7 @@ from .telemetry import Telemetry, no_memory, send_problem
 if TYPE_CHECKING:
     from .chat.model import LanguageModel
 
+_LEAST_ENGINE_BYTES = 4 * 1024 * 1024
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -57,6 +58,12 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
             f"BI_RATE_LIMIT_ROUTES: no limited route {sorted(unknown)[0]!r}; there are {', '.join(sorted(api.LIMITED))}"
         )
     settings.llm_api_key()  # a file that cannot be read stops the start with a sentence, here and not in the lifespan
+    if min(settings.named_memory_bytes, settings.ad_hoc_memory_bytes) < _LEAST_ENGINE_BYTES:
+        raise ConfigurationError(
+            f"settings: {settings.named_memory_bytes} bytes of memory would be left for named queries and"
+            f" {settings.ad_hoc_memory_bytes} for each ad-hoc query; at least {_LEAST_ENGINE_BYTES} are needed. See"
+            " BI_ENGINE_MEMORY_BYTES, BI_AD_HOC_SHARE and BI_AD_HOC_MAX_RUNNING_QUERIES"
+        )
     ring = KeyRing(settings.keys_file, catalogue.policies, metrics)
     audit = _audit_log(settings, metrics)
     # No redirects to a path without its slash: they are no answer of this API's contract, and they trust the Host header.

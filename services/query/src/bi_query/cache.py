@@ -19,6 +19,7 @@ from .catalogue import Freshness
 from .departure import end
 from .engine_call import Answer
 from .entries import CacheKey, Entry
+from .errors import Overloaded
 from .flights import LEASE_MS, Flight, Flights, Renewal, take_turn
 from .invalidation import Glob, Invalidations, compile_glob
 from .memory_tier import MemoryTier
@@ -99,12 +100,18 @@ class Cache:
             self._refresh(key, freshness, compute)
         return served
 
-    async def _fly(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
+    async def _fly(self, key: CacheKey, freshness: Freshness, compute: Compute, *, joins_again: bool = True) -> Served:
         flight = self._flights.get(key.text)
-        if flight is not None:
+        if flight is None:
+            return await self._flights.join(self._flights.launch(key.text, self._fill(key, freshness, compute)))
+        try:
             served = await self._flights.join(flight)
-            return served if served.tier == "redis" else Served(served.entry, "coalesced", "none", served.answer)
-        return await self._flights.join(self._flights.launch(key.text, self._fill(key, freshness, compute)))
+        except Overloaded as refusal:
+            # There was no room for who asked first, who may not have read what it was sent; for this client there may be.
+            if refusal.code == "unsent_full" and joins_again:
+                return await self._fly(key, freshness, compute, joins_again=False)
+            raise
+        return served if served.tier == "redis" else Served(served.entry, "coalesced", "none", served.answer)
 
     async def _bypass(self, key: CacheKey, freshness: Freshness, compute: Compute) -> Served:
         epoch = await self._redis.epoch() if self._redis is not None else None

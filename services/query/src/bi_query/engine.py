@@ -222,8 +222,6 @@ class Engine:
 
     def _failure(self, run: _Run, error: Exception) -> BiQueryError:
         job, stopped = run.job, run.stopped
-        if isinstance(error, (duckdb.FatalException, duckdb.InternalException)):
-            run.call.snapshot.is_broken = True  # DuckDB refuses every later query on this instance
         if isinstance(error, duckdb.InterruptException) and stopped is None:
             stopped = "timeout"  # the engine's own backstop, max_execution_time
         outcome = _OUTCOMES[stopped] if stopped else "refused" if isinstance(error, Overloaded) else "error"

@@ -94,7 +94,10 @@ class Call:
             usable = True
             return encoded, time.perf_counter() - started
         except Exception as error:
-            raise with_class(error) from None
+            raised = with_class(error)
+            if isinstance(raised, (duckdb.FatalException, duckdb.InternalException)):
+                database.is_broken = True
+            raise raised from None
         except BaseException as error:
             raise ThreadPanicked(f"{type(error).__name__}: {error}") from error
         finally:

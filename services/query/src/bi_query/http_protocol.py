@@ -98,7 +98,11 @@ class Outbox:
         answers, self._answers, self._bytes = self._answers, [], 0
         for transport, answer in answers:
             if not transport.is_closing():
-                transport.write(answer)
+                try:
+                    transport.write(answer)
+                except Exception:  # no memory, say: the others' answers are there all the same
+                    logger.exception("an answer could not be written; its connection is cut")
+                    transport.abort()
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -188,6 +192,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._look_no_more()
             super().timeout_keep_alive_handler()  # what the system still holds does not keep it from closing
             return
+        if self.transport.get_write_buffer_size() == 0:
+            self._look_no_more()
+            return
         unread, now = self._unread(), self.loop.time()
         if unread < self._unread_bytes:
             self._unread_bytes, self._moved_at = unread, now
@@ -221,16 +228,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Parse, and give up on a head, or on framing of a body, that does not end."""
         if self._is_last:
             return
-        if self._is_idle:
-            self._is_idle = False
-            if not self.flow.write_paused:
-                self._look_no_more()
         self._at_once_left = _AT_ONCE_PER_READ
         self._head_bytes += len(data)
         self._framing_bytes += len(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
+        if self._in_head:  # no timer of uvicorn's runs until the head is complete
+            self._watch_the_rest()
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             detail = f"the request's head is larger than {MAX_HEAD_BYTES} bytes"
             self._refuse(HeadersTooLarge("headers_too_large", detail), b"Request Header Fields Too Large")
@@ -259,6 +264,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there."""
         self._in_head = False
+        if self._is_idle:
+            self._is_idle = False
+            if not self.flow.write_paused:
+                self._look_no_more()
         # Longer ones make the URL parser fail. What is left is longer than any we answer, so it gets its refusal.
         self.url = self.url[:_MAX_URL_BYTES]
         super().on_headers_complete()

@@ -1,4 +1,4 @@
-"""Lanes: worker threads with a queue before them. What fills one lane is not felt in another.
+"""Lanes: worker threads with a queue before them. A lane that is full keeps nobody in another waiting for a place.
 
 Nothing here blocks the event loop, and no thread waits for it: one that is free takes the next run itself.
 """

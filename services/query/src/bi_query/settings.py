@@ -170,6 +170,12 @@ class Settings(BaseSettings):
         return self.ad_hoc_max_running_queries or min(4, self.max_running_queries)
 
     @cached_property
+    def ad_hoc_threads(self) -> int:
+        """Threads of one ad-hoc query: together not many more than the cores, but two where there are two."""
+        share = self.max_running_queries // self.effective_ad_hoc_max_running_queries
+        return min(self.max_running_queries, max(2, share))
+
+    @cached_property
     def named_memory_bytes(self) -> int:
         """What the instance that all named queries share may take."""
         return int(self.effective_engine_memory_bytes * (1 - self.ad_hoc_share))

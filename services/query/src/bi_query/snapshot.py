@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from .database import Database
+from .database import Database, open_private, open_shared
 from .errors import Overloaded
 from .metrics import Metrics
 from .publish_status import PublishStatus, last_beat, read_status
@@ -52,25 +52,25 @@ class Snapshot:
         try:
             self.file_bytes = path.stat().st_size
             self._spill_folder.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last folder of a path
-            self._shared = self._opened("named", settings.named_memory_bytes, settings.named_spill_bytes)
+            self._shared = open_shared(path, self._spill_folder / "named", settings)
+            self._private: list[Database] = []
             try:
                 row = self._shared.new_cursor().execute(f"SELECT document FROM {MANIFEST_TABLE}").fetchall()[0]
                 self.manifest = Manifest.from_json(row[0])
                 if self.manifest.snapshot_id != self.id:
                     raise ValueError(f"it holds snapshot {self.manifest.snapshot_id}")
+                # Now, for the file may be gone when the first of them is needed.
+                for number in range(settings.effective_ad_hoc_max_running_queries):
+                    self._private.append(self._new_private(number))
             except BaseException:
-                self._shared.close()
+                self._close_all()
                 raise
         except (duckdb.Error, OSError, IndexError, TypeError, ValueError) as error:
             raise SnapshotUnusable(f"snapshot {path} cannot be opened: {error}") from error
         self.relations = frozenset(self.manifest.relations)
-        self._private: list[Database] = []
-        self._lent = 0
-        self._lock = threading.Lock()
+        self._replaced = itertools.count(settings.effective_ad_hoc_max_running_queries)
         self._leases = 0
         self._retired = self._closed = False
-        self.is_broken = False
-        """Set when DuckDB gave the instance up: an internal error in one query refuses every later one (engine)."""
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Snapshot]:
@@ -96,7 +96,7 @@ class Snapshot:
 
     @contextlib.contextmanager
     def instance(self, *, private: bool) -> Iterator[Database]:
-        """The instance all share, or one that nobody else uses meanwhile: opened when there is none idle (any thread)."""
+        """The instance all share, or one that nobody else uses meanwhile (any thread)."""
         if not private:
             yield self._shared
             return
@@ -104,19 +104,33 @@ class Snapshot:
         try:
             yield database
         finally:
-            self._private.append(database)
+            if database.is_intact():
+                self._private.append(database)
+            else:
+                database.close()
 
     def _borrowed(self) -> Database:
         try:
             return self._private.pop()
-        except IndexError:
-            with self._lock:
-                self._lent += 1
-                number = self._lent
-        return self._opened(f"ad-hoc-{number}", self._settings.ad_hoc_memory_bytes, self._settings.ad_hoc_spill_bytes)
+        except IndexError:  # one broke
+            pass
+        try:
+            return self._new_private(next(self._replaced))
+        except duckdb.Error as error:
+            text = "a query broke the engine, and it could not be reopened yet; ask again"
+            raise Overloaded("engine_reopening", text, retry_after_seconds=2) from error
 
-    def _opened(self, folder: str, memory_bytes: int, spill_bytes: int) -> Database:
-        return Database(self._path, self.id, self._spill_folder / folder, memory_bytes, spill_bytes, self._settings)
+    def _new_private(self, number: int) -> Database:
+        return open_private(self._path, self.id, self._spill_folder / f"ad-hoc-{number}", self._settings)
+
+    def _close_all(self) -> None:
+        for database in (*self._private, self._shared):
+            database.close()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether DuckDB gave up the instance that all share."""
+        return self._shared.is_broken
 
     def retire(self) -> None:
         """Close as soon as the last lease ends (event loop only)."""
@@ -141,8 +155,7 @@ class Snapshot:
         if self.is_open or self._closed:
             return
         self._closed = True
-        for database in (*self._private, self._shared):
-            database.close()
+        self._close_all()
         shutil.rmtree(self._spill_folder, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ answer is refused with it, and has it made when they ask again.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
@@ -88,7 +89,8 @@ class Unsent:
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._shares: dict[str, int] = {}
+        # No call between reading and writing a share: the collector may end another one there.
+        self._shares: defaultdict[str, int] = defaultdict(int)
         # Queries' threads take, whoever is last gives back; reentrant, since the collector may end a claim anywhere.
         self._lock = threading.RLock()
         self._whole: WeakValueDictionary[str, _Whole] = WeakValueDictionary()
@@ -124,7 +126,7 @@ class Unsent:
     def _take_share(self, client: str, size: int) -> None:
         with self._lock:
             self._check_share(client, size)
-            self._shares[client] = self._shares.get(client, 0) + size
+            self._shares[client] += size
 
     def _check_share(self, client: str, size: int) -> None:
         others = self._shares.get(client, 0)
@@ -133,9 +135,9 @@ class Unsent:
 
     def _give_share_back(self, client: str, size: int) -> None:
         with self._lock:
-            left = self._shares.pop(client, 0) - size
-            if left > 0:
-                self._shares[client] = left
+            self._shares[client] -= size
+            if self._shares[client] <= 0:
+                del self._shares[client]
 
     def _full(self, text: str) -> Overloaded:
         self._refusals.inc()
