@@ -203,20 +203,22 @@ def certificates(services: Json) -> list[Finding]:
                 "for trials only; else acme or files",
             )
         ]
-    if kind == "acme":
-        return [ok("tls", f"acme, for {edge['environment'].get('EDGE_DOMAIN')}")]
     folder = next((Path(m["source"]) for m in edge.get("volumes", []) if m["target"] == "/certs"), Path())
+    needed = {"cert.pem": "CERTIFICATE", "key.pem": "PRIVATE KEY"}
+    because, said = "BI_TLS=files needs cert.pem and key.pem", f"cert.pem and key.pem in {folder}"
+    if kind == "acme":
+        root = edge["environment"].get("EDGE_ACME_CA_ROOT", "").removeprefix("acme_ca_root /certs/")
+        needed = {root: "CERTIFICATE"} if root else {}
+        because, said = "BI_ACME_CA_ROOT names a file", f"acme, for {edge['environment'].get('EDGE_DOMAIN')}"
     found = []
-    for name, marker in (("cert.pem", "CERTIFICATE"), ("key.pem", "PRIVATE KEY")):
+    for name, marker in needed.items():
         path = folder / name
         try:
             if f"{marker}-----" not in path.read_text(encoding="ascii", errors="replace"):
                 found.append(fail("tls", f"{path} holds no {marker}", "PEM is needed: -----BEGIN ...-----"))
         except OSError as error:
-            found.append(
-                fail("tls", f"{path}: {error.strerror}", "BI_TLS=files needs cert.pem and key.pem in BI_TLS_FOLDER")
-            )
-    return joined("tls", found, f"cert.pem and key.pem in {folder}")
+            found.append(fail("tls", f"{path}: {error.strerror}", f"{because} in BI_TLS_FOLDER"))
+    return joined("tls", found, said)
 
 
 def clock(witnesses: Sequence[Path]) -> list[Finding]:

@@ -454,6 +454,14 @@ def test_production_needs_the_certificate_that_it_names(machine: Machine, tmp_pa
     assert "key.pem holds no PRIVATE KEY" in only(machine, "tls")
     (folder / "key.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n")
     assert machine.findings("FAIL") == {}
+    edge["environment"] |= {"EDGE_TLS": "acme", "EDGE_ACME_CA_ROOT": "acme_ca_root /certs/ca.pem"}
+    assert "ca.pem: No such file" in only(machine, "tls")
+    (folder / "ca.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n")
+    assert "ca.pem holds no CERTIFICATE" in only(machine, "tls")
+    (folder / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    assert machine.findings("FAIL") == {}
+    edge["environment"]["EDGE_ACME_CA_ROOT"] = ""
+    assert machine.findings("FAIL") == {}
     edge["environment"]["EDGE_TLS"] = "internal"
     assert "trusted by nobody" in only(machine, "tls", "warn")
     edge["environment"]["EDGE_TLS"] = "acne"

@@ -32,13 +32,16 @@ OVERLAY = ("-f", str(PRODUCTION_FILE))
 EDGE = ROOT / "infra/caddy"
 EDGE_ENVIRONMENT = {
     "EDGE_DOMAIN": "bi.test", "EDGE_REPLICAS": "10.213.71", "EDGE_MAX_BODY": "2MB", "EDGE_TLS": "internal",
-    "EDGE_ACME_EMAIL": "", "EDGE_ACME_CA": "", "GATE_TO": "https://api.test",
+    "EDGE_ACME_EMAIL": "", "EDGE_ACME_CA": "", "EDGE_ACME_CA_ROOT": "", "GATE_TO": "https://api.test",
 }  # fmt: skip
 VARIANTS = {
     "internal": {},
     "files": {"EDGE_TLS": "files"},
     "acme": {"EDGE_TLS": "acme", "EDGE_ACME_EMAIL": "email ops@bi.test", "EDGE_ACME_CA": "acme_ca https://ca.test/dir"},
-}
+    "acme of a company": {
+        "EDGE_TLS": "acme", "EDGE_ACME_CA": "acme_ca https://ca.test/dir", "EDGE_ACME_CA_ROOT": "acme_ca_root /certs/ca.pem"
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,17 @@ def test_grafana_is_told_its_path(production: dict[str, Any]) -> None:
 def test_an_email_address_becomes_caddys_own_line(production: dict[str, Any]) -> None:
     environment = production["services"]["edge"]["environment"]
     assert (environment["EDGE_ACME_EMAIL"], environment["EDGE_ACME_CA"]) == ("email ops@bi.test", "")
+
+
+def test_an_authority_of_your_own_and_its_root_become_caddys_own_lines(production: dict[str, Any]) -> None:
+    assert production["services"]["edge"]["environment"]["EDGE_ACME_CA_ROOT"] == ""
+    found = resolve(*OVERLAY, BI_DOMAIN="bi.test", BI_ACME_CA="https://ca.test/dir", BI_ACME_CA_ROOT="ca.pem")
+    environment = found["services"]["edge"]["environment"]
+    lines = {name: environment[name] for name in ("EDGE_ACME_CA", "EDGE_ACME_CA_ROOT")}
+    assert lines == {"EDGE_ACME_CA": "acme_ca https://ca.test/dir", "EDGE_ACME_CA_ROOT": "acme_ca_root /certs/ca.pem"}
+    (policy,) = json.loads(adapted(EDGE_TLS="acme", **lines))["apps"]["tls"]["automation"]["policies"]
+    (issuer,) = policy["issuers"]
+    assert (issuer["ca"], issuer["trusted_roots_pem_files"]) == ("https://ca.test/dir", ["/certs/ca.pem"])
 
 
 def test_production_does_not_start_without_a_name() -> None:

@@ -76,7 +76,8 @@ class ProductionStack(Stack):
         port = free_port()
         environment = {
             "EDGE_DOMAIN": DOMAIN, "EDGE_TLS": "files", "EDGE_REPLICAS": self.prefix, "EDGE_MAX_BODY": "2MB",
-            "EDGE_ACME_EMAIL": "", "EDGE_ACME_CA": "", "XDG_DATA_HOME": "/tmp/data", "XDG_CONFIG_HOME": "/tmp/config",
+            "EDGE_ACME_EMAIL": "", "EDGE_ACME_CA": "", "EDGE_ACME_CA_ROOT": "",
+            "XDG_DATA_HOME": "/tmp/data", "XDG_CONFIG_HOME": "/tmp/config",
         }  # fmt: skip
         flags = [flag for name, value in environment.items() for flag in ("-e", f"{name}={value}")]
         flags += ["-v", f"{certificates}:/certs:ro", "-v", f"{ROOT}/infra/caddy:/etc/caddy:ro", "--user", "65534:65534"]
