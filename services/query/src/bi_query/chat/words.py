@@ -11,6 +11,9 @@ MAX_CHARACTERS = 2_000
 MAX_WORDS = 120
 _TOKEN = re.compile(
     r"\d{4}-\d{1,2}(?:-\d{1,2})?"  # 2017-06, 2017-06-01
+    r"|(?<![\w/])(?:jan(?:eiro|uary)?|fev(?:ereiro)?|feb(?:ruary)?|mar(?:co|ch)?|a[pb]r(?:il)?|mai(?:o)?|may|jun(?:ho|e)?"
+    r"|jul(?:ho|y)?|ago(?:sto)?|aug(?:ust)?|set(?:embro)?|sept?(?:ember)?|out(?:ubro)?|oct(?:ober)?|nov(?:embro|ember)?"
+    r"|dez(?:embro)?|dec(?:ember)?)/(?:\d{4}|\d{2})(?![\w/])"  # jan/17
     r"|\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{1,2}/\d{4}|\d{1,2}/\d{1,2}(?:/\d{2})?"  # 01/06/2017, 06/2017, 1/6
     r"|\d{1,3}(?:[.,]\d{3})+(?:[.,]\d+)?(?![\d\w])|\d+[.,]\d+(?![\d\w])|\d+(?![\d\w])"
     r"|#|[^\W_]+"
