@@ -197,6 +197,12 @@ def test_what_a_review_saw_answered_with_something_else_is_not(question: str, wr
         ("o que os clientes mais compram", "top_products", {}),
         ("what do customers buy the most", "top_products", {}),
         ("vendas de 01/03 a 15/03", "dashboard_metrics", {"from_date": "2017-03-01", "to_date": "2017-03-15"}),
+        (
+            "Bom dia! Quanto vendemos em março?",
+            "dashboard_metrics",
+            {"from_date": "2017-03-01", "to_date": "2017-03-31"},
+        ),
+        ("good afternoon, total sales", "dashboard_metrics", {}),
         ("vendas no mês de março", "dashboard_metrics", {"from_date": "2017-03-01", "to_date": "2017-03-31"}),
     ],
 )

@@ -19,6 +19,7 @@ _TOKEN = re.compile(
     r"|#|[^\W_]+"
     r"|(?<=[\s\d])[-–—](?=[\s\d])"
 )
+_GREETING = re.compile(r"\s*(?:good (?:morning|afternoon|evening)|bom dia|boa (?:tarde|noite))\b")
 _MOST_DIGITS = 24  # with its marks; longer ones are no numbers that a parameter takes
 _GROUPED = re.compile(r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d+)?")
 NUMBER_WORDS = {
@@ -60,9 +61,10 @@ class Word:
 
 
 def words_of(text: str, most: int = MAX_WORDS) -> list[Word]:
-    """The first `most` words of a text's first 2,000 characters."""
-    found = []
-    for match in _TOKEN.finditer(folded(text[:MAX_CHARACTERS])[: 2 * MAX_CHARACTERS]):
+    """The first `most` words of a text's first 2,000 characters, without a greeting before them."""
+    found, plain = [], folded(text[:MAX_CHARACTERS])[: 2 * MAX_CHARACTERS]
+    greeting = _GREETING.match(plain)
+    for match in _TOKEN.finditer(plain, greeting.end() if greeting else 0):
         token = match.group()
         found.append(Word(token, stem(token), number_of(token)))
         if len(found) == most:
