@@ -147,6 +147,8 @@ VOCABULARY_FAULTS = [
     ("numbers:\n  a: ['no #']\n  s: ['no #']", 3, "numbers: no named query takes a number 's'"),
     ("numbers:\n  a:\n    - 'no #'\n    - 'no'", 4, "numbers.a: 'no' needs one #"),
     ("absent: [margin, 1.5, true]", 1, "put quotes around it"),
+    ("labels: {fr: {a: montant}}", 1, "labels.fr"),
+    ("labels:\n  pt: {a: ''}", 2, "a phrase needs a letter"),
     ("first_week: 2016-12-27", 1, "first_week: a week begins on a Monday"),
 ]
 
@@ -170,10 +172,13 @@ def test_words_for_asking_are_as_declared(folder: Path) -> None:
     (folder / "queries" / "q.sql").write_text(
         query(header + "\nask: ['by {a}', quanto]\ntitles: {pt: Título}", "select $a")
     )
-    (folder / "vocabulary.yaml").write_text("same: [[sales, vendas]]\nvalues: {a: {3: [três]}}")
+    (folder / "vocabulary.yaml").write_text(
+        "same: [[sales, vendas]]\nvalues: {a: {3: [três]}}\nlabels: {pt: {a: quantidade}}"
+    )
     catalogue = load_catalogue(folder)
     found = catalogue.queries["q"]
     assert (found.ask, found.titles) == (("by {a}", "quanto"), {"pt": "Título"})
+    assert found.labels == {"pt": {"a": "quantidade"}}
     assert found.parameters["a"].synonyms == {"2": ("a pair", "2")}
     assert found.parameters["a"].ask == ("first #",)
     assert catalogue.vocabulary.values == {"a": {"3": ("três",)}}

@@ -155,6 +155,93 @@ def test_a_period_is_cut_to_the_parameter_s_bounds_and_one_outside_them_is_no_ma
     assert confidence("new and returning customers per week in 2015") < MIN
 
 
+SEEN_SINCE = [
+    ("Which month in 2017 sold most?", "top_products"),
+    ("melhor mês de 2017", "top_products"),
+    ("em que mês de 2017 vendemos mais", "top_products"),
+    ("vendas por mês em 2017", "dashboard_metrics"),
+    ("sales by month in 2017", "dashboard_metrics"),
+    ("how many products did we sell in March", "product_trend"),
+    ("which products are growing?", "product_trend"),
+    ("products with no sales", "product_trend"),
+    ("products on sale", "product_trend"),
+    ("vendas em reais", "forecast_backtest"),
+    ("vendas por dia em março", "traffic_by_hour"),
+    ("sales per day in March", "traffic_by_hour"),
+    ("which store has the most customers", "traffic_by_hour"),
+    ("lojas com mais clientes", "traffic_by_hour"),
+    ("clientes por loja", "traffic_by_hour"),
+    ("what sells most in the morning", "top_products"),
+    ("o que mais vende de manhã", "top_products"),
+    ("which customer bought the most", "top_products"),
+    ("qual cliente comprou mais", "top_products"),
+    ("quantos fornecedores temos?", "suppliers"),
+    ("how many suppliers do we have?", "suppliers"),
+    ("quantas lojas temos?", "store_ranking"),
+]
+
+
+@pytest.mark.parametrize(("question", "wrong"), SEEN_SINCE)
+def test_what_a_review_saw_answered_with_something_else_is_not(question: str, wrong: str) -> None:
+    matches = MATCHER.matches(question, most=17)
+    assert [match for match in matches if match.query.name == wrong and match.confidence >= MIN] == []
+    assert confidence(question) < SURE
+
+
+@pytest.mark.parametrize(
+    ("question", "query", "values"),
+    [
+        ("how many households shop at store 367", "dashboard_metrics", {"store_id": "367"}),
+        ("when do people shop most", "traffic_by_hour", {}),
+        ("previsto versus real", "forecast_backtest", {}),
+        ("o que os clientes mais compram", "top_products", {}),
+        ("what do customers buy the most", "top_products", {}),
+        ("vendas de 01/03 a 15/03", "dashboard_metrics", {"from_date": "2017-03-01", "to_date": "2017-03-15"}),
+        (
+            "Bom dia! Quanto vendemos em março?",
+            "dashboard_metrics",
+            {"from_date": "2017-03-01", "to_date": "2017-03-31"},
+        ),
+        ("good afternoon, total sales", "dashboard_metrics", {}),
+        ("vendas no mês de março", "dashboard_metrics", {"from_date": "2017-03-01", "to_date": "2017-03-31"}),
+    ],
+)
+def test_what_stood_beside_it_is_still_answered(question: str, query: str, values: dict[str, str]) -> None:
+    match = best(question)
+    assert (match.query.name, dict(match.values)) == (query, values)
+    assert match.confidence >= SURE
+
+
+def test_a_query_of_one_product_is_no_answer_unless_a_product_is_named() -> None:
+    trends = [match for match in MATCHER.matches("product trend", most=17) if match.query.name == "product_trend"]
+    assert all(match.confidence < 0.1 for match in trends)
+    assert best("trend of product 1082185").values == (("product_id", "1082185"),)
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["sales between March 15 and March 1", "vendas de março a fevereiro", "sales in weeks 5 to 3"],
+)
+def test_a_reversed_range_is_not_silently_half_of_it(question: str) -> None:
+    assert confidence(question) < MIN
+
+
+def test_a_month_with_two_digits_of_its_year_is_that_month() -> None:
+    january = {"from_date": "2017-01-01", "to_date": "2017-01-31"}
+    assert dict(best("vendas jan/17").values) == january
+    assert confidence("vendas jan/17") >= SURE
+
+
+@pytest.mark.parametrize(
+    ("question", "first", "last"),
+    [("vendas 03/17", "2017-03-01", "2017-03-31"), ("vendas em 05/06", "2017-06-05", "2017-06-05")],
+)
+def test_numbers_that_may_be_two_dates_are_answered_but_not_surely(question: str, first: str, last: str) -> None:
+    match = best(question)
+    assert dict(match.values) == {"from_date": first, "to_date": last}
+    assert MIN <= match.confidence < SURE
+
+
 def test_relative_periods_count_from_the_period_s_default_end() -> None:
     assert dict(best("top products last week").values) == {"from_date": "2017-12-25", "to_date": "2017-12-31"}
 
@@ -210,6 +297,8 @@ def test_an_empty_catalogue_matches_nothing() -> None:
 @example("de " * 660)
 @example("entre janeiro e " * 125)
 @example("ﷺ" * 2_000)
+@example("sales after 9999-12-31")
+@example("vendas antes de 0001-01-01")
 @settings(max_examples=60, deadline=None)
 def test_no_text_raises_or_takes_more_than_so_many_calls(question: str) -> None:
     calls = 0

@@ -79,6 +79,16 @@ FIRST_HALF_OF_JUNE = ("2017-06-01", "2017-06-15")
         ("12a semana de 2016", ("2016-03-21", "2016-03-27")),
         ("in May", ("2017-05-01", "2017-05-31")),
         ("dez 2017", ("2017-12-01", "2017-12-31")),
+        ("no mês de março", MARCH),
+        ("month of March of the year 2017", MARCH),
+        ("mês 03/2017", MARCH),
+        ("mar/17", MARCH),
+        ("março/2017", MARCH),
+        ("03/17", MARCH),
+        ("17/03", ("2017-03-17", "2017-03-17")),
+        ("15/mar", ("2017-03-15", "2017-03-15")),
+        ("jan/17 a mar/17", ("2017-01-01", "2017-03-31")),
+        ("20 December to 5 January 2017", ("2016-12-20", "2017-01-05")),
     ],
 )
 def test_a_period_is_read(question: str, expected: tuple[str, str]) -> None:
@@ -92,6 +102,29 @@ def test_a_period_is_read(question: str, expected: tuple[str, str]) -> None:
 )  # fmt: skip
 def test_what_names_no_period_is_not_taken_for_one(question: str) -> None:
     assert days(question) is None
+
+
+@pytest.mark.parametrize("question", ["Which month in 2017 sold most?", "em que mês de 2017", "vendas por mês em 2017"])
+def test_a_month_that_is_asked_for_is_not_part_of_the_year(question: str) -> None:
+    period = read(question)
+    assert period is not None
+    assert [word.text for word in words_of(question)][period.start : period.end] == ["2017"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["between March 15 and March 1", "de março a fevereiro", "weeks 5 to 3", "de 15 a 3 de junho", "from 2017 to 2016",
+     "2017-06-15 - 2017-06-01"],
+)  # fmt: skip
+def test_a_range_that_ends_before_it_begins_holds_no_day(question: str) -> None:
+    period = read(question)
+    assert period is not None and period.is_empty
+
+
+@pytest.mark.parametrize("question", ["after 9999-12-31", "antes de 0001-01-01"])
+def test_what_lies_beyond_the_calendar_is_no_open_period(question: str) -> None:
+    period = read(question)
+    assert period is None or (period.first is not None and period.last is not None)
 
 
 def test_without_a_year_the_latest_that_has_begun_is_meant() -> None:

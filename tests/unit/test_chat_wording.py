@@ -71,9 +71,36 @@ def test_many_rows_say_what_they_are_for_which_period_and_filters_how_many_and_t
         "The first: rank 1, product type BANANAS, sales US$ 17,219.59."
     )
     assert said("pt", "top_products", given, result(*rows)) == (
-        "Produtos mais vendidos em março de 2017 com department = PRODUCE: 2 linhas. "
-        "A primeira: rank 1, product type BANANAS, sales US$ 17.219,59."
+        "Produtos mais vendidos em março de 2017 com departamento = PRODUCE: 2 linhas. "
+        "A primeira: posição 1, tipo de produto BANANAS, vendas US$ 17.219,59."
     )
+
+
+def test_figures_are_said_before_descriptions_are() -> None:
+    row = {"rank": 1, "product_id": 1082185, **{f"text_{i}": f"t{i}" for i in range(9)}}
+    row |= {"manufacturer_id": 2, "sales_usd": 17219.59, "units": 300, "baskets": 200}
+    sentence = said("en", "top_products", {"limit": "1"}, result(row))
+    assert sentence == (
+        "Top products for 2017: rank 1, product id 1082185, text 0 t0, text 1 t1, text 2 t2, sales US$ 17,219.59, "
+        "units 300, baskets 200."
+    )
+
+
+def test_of_many_figures_the_first_are_said_after_what_they_are_of() -> None:
+    row = {"rank": 1, "store_id": 367, **{f"n{i}": float(i) for i in range(1, 12)}}
+    sentence = said("en", "store_ranking", {"limit": "1"}, result(row))
+    assert sentence.endswith(": rank 1, store id 367, n1 1, n2 2, n3 3, n4 4, n5 5, n6 6.")
+
+
+def test_the_product_is_said_even_when_it_is_the_default() -> None:
+    assert "with product id = 1082185" in said("en", "product_trend", {}, result({"week": 1}))
+    assert "com produto = 1082185" in said("pt", "product_trend", {}, result({"week": 1}))
+
+
+def test_every_column_of_the_demo_has_a_portuguese_label() -> None:
+    labels = load_catalogue(demo_catalogue_dir()).vocabulary.labels["pt"]
+    said_names = {name for query in QUERIES.values() for name in query.parameters}
+    assert said_names - set(labels) == set()
 
 
 @pytest.mark.parametrize(
@@ -81,8 +108,13 @@ def test_many_rows_say_what_they_are_for_which_period_and_filters_how_many_and_t
     [
         ("2017-01-01", "2017-12-31", "for 2017", "em 2017"),
         ("2017-02-01", "2017-02-28", "for February 2017", "em fevereiro de 2017"),
-        ("2017-05-01", "2017-05-01", "for 1 May 2017", "em 1 de maio de 2017"),
-        ("2017-06-01", "2017-06-15", "from 1 June 2017 to 15 June 2017", "de 1 de junho de 2017 a 15 de junho de 2017"),
+        ("2017-05-01", "2017-05-01", "for 1 May 2017", "em 1º de maio de 2017"),
+        (
+            "2017-06-01",
+            "2017-06-15",
+            "from 1 June 2017 to 15 June 2017",
+            "de 1º de junho de 2017 a 15 de junho de 2017",
+        ),
     ],
 )
 def test_periods_are_said_as_people_say_them(first: str, last: str, english: str, portuguese: str) -> None:
@@ -100,8 +132,8 @@ def test_one_number_is_said_alone_and_one_row_whole() -> None:
         answered("pt", None, {"week": 50}, result({"total": 1234567.5})) == "O resultado com week = 50: 1.234.567,50."
     )
     row = {"store_id": 31782, "share_pct": 3.071, "ok": True, "none": None, "units": 50881}
-    assert answered("en", None, {}, result(row)) == "The result: store id 31782, share 3.07 %, ok yes, units 50,881."
-    assert answered("pt", None, {}, result(row)) == "O resultado: store id 31782, share 3,07 %, ok sim, units 50.881."
+    assert answered("en", None, {}, result(row)) == "The result: store id 31782, share 3.07%, ok yes, units 50,881."
+    assert answered("pt", None, {}, result(row)) == "O resultado: store id 31782, share 3,07%, ok sim, units 50.881."
 
 
 def test_numbers_and_days_that_json_carries_as_text_are_said_as_numbers_and_days() -> None:

@@ -172,6 +172,7 @@ def test_equal_bindings_have_equal_texts_and_no_others(
         ({"type": "integer", "minimum": 0, "maximum": 5, "default": "2"}, "is not a integer"),
         ({"type": "string", "choices": ["a"], "default": "b"}, "is not one of the choices"),
         ({"type": "string", "max_length": 2, "examples": ["abc"]}, "is longer than 2"),
+        ({"type": "string", "must_be_named": "yes"}, "must_be_named is true or false"),
         ({"type": "string", "maxlength": 2}, "unknown keys ['maxlength']"),
     ],
 )

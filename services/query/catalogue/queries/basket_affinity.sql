@@ -20,6 +20,7 @@ ask:
   - pairs of categories
   - "{category} bought together"
   - "what do people buy with {category}"
+  - "products bought with {category}"
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -18,7 +18,7 @@ ask:
 freshness: reports
 timeout_seconds: 5
 parameters:
-  product_id: {type: integer, default: 1082185, minimum: 1, maximum: 2147483647, description: "Product.", examples: [1082185]}
+  product_id: {type: integer, default: 1082185, must_be_named: true, minimum: 1, maximum: 2147483647, description: "Product.", examples: [1082185]}
   from_date: {type: date, default: 2017-01-01, minimum: 2017-01-01, maximum: 2030-12-31, description: "A day of the first week."}
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "A day of the last week."}
   store_id: {type: integer, default: null, minimum: 1, maximum: 2147483647, description: "Store; empty for all.", examples: [367]}

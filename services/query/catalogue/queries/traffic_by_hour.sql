@@ -17,7 +17,6 @@ ask:
   - which day of the week sells most
   - store traffic
   - when do people shop most
-  - on which days do people shop most
   - movimento por hora
 freshness: reports
 timeout_seconds: 5

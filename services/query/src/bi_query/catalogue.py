@@ -7,7 +7,7 @@ Layout of a catalogue folder: `models/NAME.sql`, `queries/NAME.sql`, `freshness.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -84,7 +84,8 @@ class Model:
 class NamedQuery:
     """A governed SELECT with declared parameters. `digest` changes whenever the file does.
 
-    `ask` are phrases in which people ask for it, in any language; `titles` the title in other languages than its own.
+    `ask` are phrases in which people ask for it, in any language; `titles` the title in other languages than its own;
+    `labels` what its columns and parameters are called in each language, where the vocabulary says so.
     """
 
     name: str
@@ -100,6 +101,7 @@ class NamedQuery:
     digest: str
     ask: tuple[str, ...] = ()
     titles: Mapping[Language, str] = field(default_factory=dict)
+    labels: Mapping[Language, Mapping[str, str]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry as `GET /api/v1/queries` gives it."""
@@ -152,6 +154,7 @@ def load_catalogue(folder: Path | None) -> Catalogue:
     vocabulary = load_vocabulary(folder / "vocabulary.yaml", [query.parameters for query in queries.values()], problems)
     if problems:
         raise CatalogueError(problems)
+    queries = {name: replace(query, labels=vocabulary.labels) for name, query in queries.items()}
     return Catalogue(models, queries, freshness, policies, vocabulary)
 
 

@@ -22,7 +22,8 @@ _EXACT_INTEGER = 2**53
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples", "synonyms", "ask"}
+_KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples", "synonyms", "ask",
+         "must_be_named"}  # fmt: skip
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
@@ -49,6 +50,7 @@ class Parameter:
     examples: tuple[Any, ...] = ()
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # value's text -> words for it in questions
     ask: tuple[str, ...] = ()  # phrases of questions, with # where the number stands
+    must_be_named: bool = False  # a question that does not name a value is not about this query
 
     @classmethod
     def declare(cls, name: str, declaration: Mapping[str, Any]) -> Parameter:
@@ -73,7 +75,10 @@ class Parameter:
             tuple(declaration.get("examples", ())),
             words_for_values(declaration.get("synonyms", {})),
             number_phrases(declaration.get("ask", ())),
+            declaration.get("must_be_named", False),
         )
+        if not isinstance(parameter.must_be_named, bool):
+            raise ValueError("must_be_named is true or false")
         for key in ("minimum", "maximum", "default"):
             value = declaration.get(key)
             if value is not None and not _is(value, kind):

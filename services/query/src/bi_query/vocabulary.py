@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .errors import BadRequest
 from .front_matter import CatalogueFile, Problem, read_yaml, validated
 from .parameters import Parameter
-from .phrases import Phrases, ValueText, number_fault
+from .phrases import Language, Phrase, Phrases, ValueText, number_fault
 
 
 class Vocabulary(BaseModel):
@@ -19,7 +19,8 @@ class Vocabulary(BaseModel):
 
     same: groups of words that mean the same. values: parameter -> value -> the words for it. numbers: parameter -> phrases
     with `#` where its number stands. absent: words for what the data do not hold; a question with one is not answered by
-    what is left of it. first_week: the Monday of week 1 where the data count weeks themselves.
+    what is left of it. first_week: the Monday of week 1 where the data count weeks themselves. labels: what columns and
+    parameters are called in the sentences of an answer; without one by their own name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +29,7 @@ class Vocabulary(BaseModel):
     numbers: dict[str, Phrases] = Field(default_factory=dict)
     absent: Phrases = ()
     first_week: date | None = None
+    labels: dict[Language, dict[str, Phrase]] = Field(default_factory=dict)
 
 
 def load_vocabulary(path: Path, queries: Iterable[Mapping[str, Parameter]], problems: list[Problem]) -> Vocabulary:

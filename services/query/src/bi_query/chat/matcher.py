@@ -46,7 +46,7 @@ class Match:
     """A named query that may answer a question.
 
     `values` are parameter texts as a query string would bring them; what is not there keeps its default. They bind without
-    error, unless a parameter without default was not named; then `confidence` is near 0. `confidence` is from 0 to 1.
+    error, unless a parameter that must be named was not; then `confidence` is near 0. `confidence` is from 0 to 1.
     """
 
     query: NamedQuery
@@ -135,7 +135,8 @@ class Matcher:
         if filled.unusable:
             best *= _UNUSABLE
         if any(
-            parameter.required and name not in filled.values for name, parameter in profile.query.parameters.items()
+            (parameter.required or parameter.must_be_named) and name not in filled.values
+            for name, parameter in profile.query.parameters.items()
         ):
             best *= 0.1
         return best

@@ -7,6 +7,7 @@ ranges, and take `set` or `may` for months wherever they stand.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import lru_cache
@@ -17,12 +18,16 @@ from .words import Word, number_of
 
 @dataclass(frozen=True)
 class Period:
-    """Days from `first` to `last`, both included; None is open. It stood at words `start` up to `end` (excluded)."""
+    """Days from `first` to `last`, both included; None is open. It stood at words `start` up to `end` (excluded).
+
+    `is_empty` is a range that ends before it begins: it holds no day.
+    """
 
     first: date | None
     last: date | None
     start: int
     end: int
+    is_empty: bool = False
 
 
 def _table(**names: str) -> dict[str, int]:
@@ -60,11 +65,13 @@ _KIND_NAMES: dict[Kind, str] = {
 }
 _KINDS = {name: kind for kind, names in _KIND_NAMES.items() for name in names.split()}
 _SHORT = re.compile(r"([qths])([1-4])(?:(\d{4}|\d{2}))?|([1-4])([qts])(\d{4}|\d{2})?")
+_TWO_NUMBERS = re.compile(r"(\d{1,2})/(\d{1,2})")
 _LAST = {"last", "past", "previous", "latest", "ultimo", "ultima", "ultimos", "ultimas", "passado", "passada", "passados",
          "passadas", "anterior", "anteriores"}  # fmt: skip
 _AFTER_ITS_NOUN = {"passado", "passada", "passados", "passadas", "anterior", "anteriores"}
 _THIS = {"this", "current", "este", "esta", "neste", "nesta", "deste", "desta", "atual", "corrente"}
-_OF = {"de", "do", "da", "of", "the", "in", "no", "na", "em", "o", "a", "ano", "year", "mes", "month"}
+_OF = {"de", "do", "da", "of", "the", "in", "no", "na", "em", "o", "a"}
+_MONTH_NOUNS, _YEAR_NOUNS = {"mes", "month"}, {"ano", "year"}
 _SINCE = {"since", "desde", "starting", "partir"}
 _RANGE_LEADS = {"between", "entre", "from", "de", "da", "do", *_SINCE}
 _TO = {"a", "ate", "to", "until", "till", "through", "thru", "e", "and", "ao", "-", "–", "—"}
@@ -154,10 +161,11 @@ class _Reader:
             return Period(first, None, start, read[1])
         if text in _UNTIL:
             return Period(None, last, start, read[1])
-        one = timedelta(1)
-        return (
-            Period(None, first - one, start, read[1]) if text in _BEFORE else Period(last + one, None, start, read[1])
-        )
+        if (first == date.min) if text in _BEFORE else (last == date.max):
+            return None
+        if text in _BEFORE:
+            return Period(None, first - timedelta(1), start, read[1])
+        return Period(last + timedelta(1), None, start, read[1])
 
     def _range(self, index: int, start: int) -> Period | None:
         bare = int(self._at(index)) if re.fullmatch(r"\d{1,2}", self._at(index)) else None
@@ -181,9 +189,13 @@ class _Reader:
         if first_unit.year is None and first_unit.days is None:
             first_unit = replace(first_unit, year=last_unit.year)
         first, last = self._clock.days(first_unit), self._clock.days(last_unit)
-        if first and last and first[0] > last[1] and left[0].year is None and first_unit.days is None:
+        if first and last and first[0] > last[1] and _begins_the_year_before(left[0], last_unit):
             first = self._clock.days(replace(first_unit, year=last[0].year - 1))
-        return Period(first[0], last[1], start, right[1]) if first and last and first[0] <= last[1] else None
+        if not first or not last:
+            return None
+        if first[0] > last[1]:
+            return Period(None, None, start, right[1], is_empty=True)
+        return Period(first[0], last[1], start, right[1])
 
     def _second_number(self, left: Unit, index: int) -> tuple[Unit, int] | None:
         """The second number of `weeks 10 to 12`, `March 5 to 10`."""
@@ -194,10 +206,12 @@ class _Reader:
 
     def _unit(self, start: int) -> tuple[Unit, int] | None:
         """One day, week, month, quarter, half or year, and the word after it."""
-        lead = start
-        if self._at(start) in {"mes", "month", "ano", "year"} and self._at(start + 1) in _OF:
-            lead = self._skip(start + 1, _OF)
-        elif self._at(start) in {"ano", "year"} or (self._at(start) in _LAST and self._at(start + 1) in _MONTHS):
+        lead, text = start, self._at(start)
+        if text in _MONTH_NOUNS | _YEAR_NOUNS:
+            # `mês de março`, `ano de 2017`; but in `which month in 2017` the month is what is asked for.
+            after = self._skip(start + 1, _OF)
+            lead = after if self._is_month(after) == (text in _MONTH_NOUNS) else start
+        elif text in _LAST and self._at(start + 1) in _MONTHS:
             lead = start + 1
         return (
             self._relative(start)
@@ -209,17 +223,26 @@ class _Reader:
             or self._plain_year(lead)
         )
 
+    def _is_month(self, start: int) -> bool:
+        written = self._written(start)
+        return self._at(start) in _MONTHS or (written is not None and written[0].kind == "month")
+
     def _written(self, start: int) -> tuple[Unit, int] | None:
-        """`2017-06-01`, `01/06/2017`, `06/2017`, `1/6`: the day first, as Portuguese has it, unless that is no date."""
+        """`2017-06-01`, `01/06/2017`, `06/2017`, `1/6`, `jan/17`: the day first, as Portuguese has it.
+
+        `06/15/2017` has the month first, since there is no other way to read it, and `03/17` is March 2017.
+        """
         parts = re.split(r"[./-]", self._at(start))
+        if len(parts) == 2 and parts[0] in _MONTHS and parts[1].isdigit():
+            return Unit("month", _MONTHS[parts[0]], year=full_year(int(parts[1]))), start + 1
         if len(parts) < 2 or not all(part.isascii() and part.isdigit() for part in parts):
             return None
         numbers = [int(part) for part in parts]
         year: int | None
         if len(parts[0]) == 4:
             year, month, day = numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else 0
-        elif len(numbers) == 2 and len(parts[1]) == 4:
-            year, month, day = numbers[1], numbers[0], 0
+        elif len(numbers) == 2 and (len(parts[1]) == 4 or (numbers[0] <= 12 < numbers[1] and len(parts[1]) == 2)):
+            year, month, day = full_year(numbers[1]), numbers[0], 0
         else:
             day, month = (numbers[0], numbers[1]) if numbers[1] <= 12 else (numbers[1], numbers[0])
             year = full_year(numbers[2]) if len(numbers) == 3 else None
@@ -292,10 +315,10 @@ class _Reader:
 
     def _year(self, index: int) -> tuple[int | None, int]:
         """A year that may follow, and the word after it."""
-        after = self._skip(index, _OF)
+        after = self._skip(index, _OF | _YEAR_NOUNS)
         if re.fullmatch(r"(19|20)\d\d", self._at(after)):
             return int(self._at(after)), after + 1
-        relative = self._relative(self._skip(index, _OF - set(_KINDS)))
+        relative = self._relative(self._skip(index, _OF))
         if relative and relative[0].kind == "year" and relative[0].days:  # março do ano passado
             return relative[0].days[0].year, relative[1]
         return None, index
@@ -327,6 +350,19 @@ class _Reader:
             return None
         days = whole(kind, last_day, count) if is_last else around(kind, today)
         return Unit(kind, days=days), end
+
+
+def is_ambiguous(words: Iterable[Word]) -> bool:
+    """Whether the dates among a period's words can be read another way: `5/6`, `03/17`; not `17/03`, `1/3 a 15/3`."""
+    pairs = [(int(short[1]), int(short[2])) for word in words if (short := _TWO_NUMBERS.fullmatch(word.text))]
+    return bool(pairs) and all(first <= 12 and first != second for first, second in pairs)
+
+
+def _begins_the_year_before(first: Unit, last: Unit) -> bool:
+    """`dezembro a fevereiro de 2017` does; `March 15 to March 1`, or a range without any year, is a slip."""
+    if first.year is not None or first.days is not None or last.year is None or first.kind == "week":
+        return False
+    return first.kind != "day" or (first.month is not None and first.month != last.month)
 
 
 def _day_number(text: str) -> int:

@@ -12,7 +12,7 @@ from ..errors import BadRequest
 from ..parameters import Parameter
 from ..vocabulary import Vocabulary
 from .lexicon import Concept, Lexicon
-from .periods import Period, read_period
+from .periods import Period, is_ambiguous, read_period
 from .stop_words import STOP_WORDS
 from .units import Clock
 from .words import Word, folded, stem, stems_of
@@ -32,6 +32,7 @@ _BETWEEN_NUMBER_AND_NAME = frozenset(
     {"n", "no", "nr", "numero", "number", "id", "code", "codigo", "de", "da", "do", "of", "the", "com"}
 )
 _MOST_SKIPPED = 2
+_AMBIGUOUS = 0.2
 _MOST_NUMBERS = 12
 
 
@@ -42,7 +43,7 @@ class Filled:
     values: dict[str, str] = field(default_factory=dict)
     roles: dict[int, Role] = field(default_factory=dict)
     doubt: float = 0.0  # of the least certain word that a value was read from
-    unusable: bool = False  # the question names a period that the query's parameters do not reach
+    unusable: bool = False  # the question names a period that holds no day, or none the query's parameters reach
 
     def free(self, start: int, end: int) -> bool:
         """Whether words `start` up to `end` serve for nothing yet."""
@@ -144,12 +145,14 @@ class Slots:
         period = read_period(tuple(words), tuple(index not in filled.roles for index in range(len(words))), clock)
         if period is None or (self._from is None and self._to is None):
             return
-        texts = self._period_texts(period, last_day)
+        texts = None if period.is_empty else self._period_texts(period, last_day)
         if texts is None:
             filled.unusable = True
             return
         filled.values |= texts
         filled.use(period.start, period.end, "period")
+        if is_ambiguous(words[period.start : period.end]):
+            filled.doubt = max(filled.doubt, _AMBIGUOUS)
 
     def _period_texts(self, period: Period, last_day: date) -> dict[str, str] | None:
         """The period cut to what the parameters allow; None when nothing of it is left."""

@@ -28,7 +28,7 @@ envie enviar gere gerar obter obtenha encontre encontrar descubra descobrir cont
 favor obrigado obrigada olá oi ei bom boa prezado prezados
 dados número números numero valor valores informação informações relatório relatórios tabela gráfico resultado resultados
 pergunta resposta coisa coisas tipo cada todo toda todos todas geral ok pois né mesmo própria próprio
-pessoal time equipe chefe favorzinho urgente agora atualmente
+pessoal equipe chefe favorzinho urgente agora atualmente
 costuma costumam normalmente geralmente frequentemente habitualmente
 aproximadamente talvez dinheiro detalhe detalhes detalhado detalhada inteiro inteira reunião apresentação aba planilha
 quebra quebrado aberto único únicos distintos juntamente separado separada
@@ -48,7 +48,7 @@ received gave given granted recorded reached achieved big large counter balcão 
 usually often frequently typically normally
 roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
 chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct
-boss meeting presentation slide morning afternoon team
+boss meeting presentation slide team
 data number numbers figure figures value values information info table chart report reports result results question answer
 thing things kind sort just right now currently exactly really quick quickly
 going happen happened happening s t d m re ve ll lets whats company chain

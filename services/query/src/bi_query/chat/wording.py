@@ -19,6 +19,7 @@ from .words import words_of
 __all__ = ["Language", "answered", "cannot_answer", "language_of"]
 
 _MOST_COLUMNS = 8
+_MOST_DESCRIPTIONS = 5  # more of them only where figures leave room
 _MOST_CHARACTERS = 80
 _NUMERIC = re.compile(r"(U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|INTEGER|DECIMAL|DOUBLE|FLOAT|REAL)\b")
 _PORTUGUESE_ENDING = re.compile(
@@ -57,7 +58,7 @@ _MORE_ENGLISH = frozenset(
         "sold",
     }
 )
-_NAMING = re.compile(r"(^|_)(id|year|ano|code|codigo|week|semana|hour|hora)$")
+_NAMING = re.compile(r"(^|_)(rank|id|year|ano|code|codigo|week|semana|hour|hora)$")
 _MONTHS: dict[Language, tuple[str, ...]] = {
     "en": ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
            "December"),
@@ -126,7 +127,7 @@ def answered(
     head = _head(language, query, values)
     if not rows:
         return f"{head}: {words['none']}."
-    first = _row(language, result["columns"], rows[0])
+    first = _row(language, _labels(language, query), result["columns"], rows[0])
     if len(rows) == 1 and not result.get("truncated"):
         return f"{head}: {first}."
     count = words["most" if result.get("truncated") else "rows"].format(count=_number(language, len(rows)))
@@ -144,7 +145,7 @@ def _head(language: Language, query: NamedQuery | None, values: Mapping[str, obj
     words = _WORDS[language]
     if query is None:
         named = {name: value for name, value in values.items() if value is not None}
-        return words["sql"] + (" " + words["with"].format(filters=_filters(language, named)) if named else "")
+        return words["sql"] + (" " + words["with"].format(filters=_filters(language, {}, named)) if named else "")
     parts = [_title(language, query)]
     first, last = period_parameters(query.parameters.values())
     days = {parameter.name for parameter in (first, last) if parameter is not None}
@@ -156,10 +157,12 @@ def _head(language: Language, query: NamedQuery | None, values: Mapping[str, obj
         name: values[name]
         for name, parameter in query.parameters.items()
         # The number of rows is said anyway.
-        if name not in days and name != "limit" and values.get(name) not in (None, parameter.default)
+        if name not in days
+        and name != "limit"
+        and values.get(name) not in (None, None if parameter.must_be_named else parameter.default)
     }
     if filters:
-        parts.append(words["with"].format(filters=_filters(language, filters)))
+        parts.append(words["with"].format(filters=_filters(language, _labels(language, query), filters)))
     return " ".join(parts)
 
 
@@ -167,8 +170,12 @@ def _title(language: Language, query: NamedQuery) -> str:
     return query.titles.get(language, query.title)
 
 
-def _filters(language: Language, values: Mapping[str, object]) -> str:
-    return ", ".join(f"{_shortened(name)} = {_plain(language, name, value)}" for name, value in values.items())
+def _labels(language: Language, query: NamedQuery | None) -> Mapping[str, str]:
+    return query.labels.get(language, {}) if query is not None else {}
+
+
+def _filters(language: Language, labels: Mapping[str, str], values: Mapping[str, object]) -> str:
+    return ", ".join(f"{_label(labels, name)} = {_plain(language, name, value)}" for name, value in values.items())
 
 
 def _period(language: Language, first: object, last: object) -> str:
@@ -188,16 +195,27 @@ def _period(language: Language, first: object, last: object) -> str:
     return words["until"].format(last=_day(language, last)) if isinstance(last, date) else ""
 
 
-def _row(language: Language, columns: Sequence[Mapping[str, str]], row: Sequence[object]) -> str:
-    """`name value` of a row's first columns that are not empty; of a single column the value alone."""
-    cells = [(column["name"], _cell(language, column, value)) for column, value in zip(columns, row, strict=False)]
+def _row(
+    language: Language, labels: Mapping[str, str], columns: Sequence[Mapping[str, str]], row: Sequence[object]
+) -> str:
+    """`name value` of the first columns that are not empty, some of them figures; of a single column the value alone."""
+    cells = [(column, _cell(language, column, value)) for column, value in zip(columns, row, strict=False)]
     if len(cells) == 1:
         return cells[0][1] or _WORDS[language]["empty"]
-    filled = [f"{_label(name)} {text}" for name, text in cells if text]
-    return ", ".join(filled[:_MOST_COLUMNS])
+    filled = [(_is_figure(column), f"{_label(labels, column['name'])} {text}") for column, text in cells if text]
+    descriptions = [place for place, (is_figure, _) in enumerate(filled) if not is_figure]
+    later = descriptions[_MOST_DESCRIPTIONS:]
+    kept = [place for place in range(len(filled)) if place not in later] + later
+    return ", ".join(filled[place][1] for place in sorted(kept[:_MOST_COLUMNS]))
 
 
-def _label(name: str) -> str:
+def _is_figure(column: Mapping[str, str]) -> bool:
+    return _NUMERIC.match(column.get("type", "")) is not None and not _NAMING.search(column["name"])
+
+
+def _label(labels: Mapping[str, str], name: str) -> str:
+    if declared := labels.get(name):
+        return _shortened(declared)
     return _shortened(name.removesuffix("_usd").removesuffix("_pct")).replace("_", " ")
 
 
@@ -224,7 +242,7 @@ def _plain(language: Language, name: str, value: object) -> str:
             return str(value)
         if name.endswith("_usd"):
             return f"US$ {_marks(language, f'{value:,.2f}')}"
-        return _number(language, value) + (" %" if name.endswith("_pct") else "")
+        return _number(language, value) + ("%" if name.endswith("_pct") else "")
     return _day(language, value) if isinstance(value, date) else _shortened(str(value))
 
 
@@ -247,7 +265,8 @@ def _marks(language: Language, text: str) -> str:
 
 def _day(language: Language, day: date) -> str:
     month = _MONTHS[language][day.month - 1]
-    return f"{day.day} de {month} de {day.year}" if language == "pt" else f"{day.day} {month} {day.year}"
+    number = "1º" if day.day == 1 else str(day.day)
+    return f"{number} de {month} de {day.year}" if language == "pt" else f"{day.day} {month} {day.year}"
 
 
 def _shortened(text: str) -> str:

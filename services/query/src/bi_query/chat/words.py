@@ -11,11 +11,15 @@ MAX_CHARACTERS = 2_000
 MAX_WORDS = 120
 _TOKEN = re.compile(
     r"\d{4}-\d{1,2}(?:-\d{1,2})?"  # 2017-06, 2017-06-01
+    r"|(?<![\w/])(?:jan(?:eiro|uary)?|fev(?:ereiro)?|feb(?:ruary)?|mar(?:co|ch)?|a[pb]r(?:il)?|mai(?:o)?|may|jun(?:ho|e)?"
+    r"|jul(?:ho|y)?|ago(?:sto)?|aug(?:ust)?|set(?:embro)?|sept?(?:ember)?|out(?:ubro)?|oct(?:ober)?|nov(?:embro|ember)?"
+    r"|dez(?:embro)?|dec(?:ember)?)/(?:\d{4}|\d{2})(?![\w/])"  # jan/17
     r"|\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{1,2}/\d{4}|\d{1,2}/\d{1,2}(?:/\d{2})?"  # 01/06/2017, 06/2017, 1/6
     r"|\d{1,3}(?:[.,]\d{3})+(?:[.,]\d+)?(?![\d\w])|\d+[.,]\d+(?![\d\w])|\d+(?![\d\w])"
     r"|#|[^\W_]+"
     r"|(?<=[\s\d])[-–—](?=[\s\d])"
 )
+_GREETING = re.compile(r"\s*(?:good (?:morning|afternoon|evening)|bom dia|boa (?:tarde|noite))\b")
 _MOST_DIGITS = 24  # with its marks; longer ones are no numbers that a parameter takes
 _GROUPED = re.compile(r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d+)?")
 NUMBER_WORDS = {
@@ -57,9 +61,10 @@ class Word:
 
 
 def words_of(text: str, most: int = MAX_WORDS) -> list[Word]:
-    """The first `most` words of a text's first 2,000 characters."""
-    found = []
-    for match in _TOKEN.finditer(folded(text[:MAX_CHARACTERS])[: 2 * MAX_CHARACTERS]):
+    """The first `most` words of a text's first 2,000 characters, without a greeting before them."""
+    found, plain = [], folded(text[:MAX_CHARACTERS])[: 2 * MAX_CHARACTERS]
+    greeting = _GREETING.match(plain)
+    for match in _TOKEN.finditer(plain, greeting.end() if greeting else 0):
         token = match.group()
         found.append(Word(token, stem(token), number_of(token)))
         if len(found) == most:
