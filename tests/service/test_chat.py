@@ -514,6 +514,30 @@ def test_a_key_that_has_spent_its_day_is_told_when_to_come_back_and_others_are_n
         assert chat.events("question 3")[-1][1]["code"] == "token_budget_spent"
 
 
+def test_a_key_that_waits_for_another_key_s_question_does_not_share_the_end_of_its_budget(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    together = threading.Event()
+
+    def wrong(handler: Any, received: script.Received) -> None:
+        together.wait(20)
+        runs_sql("select wrong from sales")(handler, received)
+
+    with starting(llm_tokens_per_key_per_day=100) as chat, ThreadPoolExecutor(2) as pool:
+        model.play(wrong, runs_sql("select 43 as own"))
+        progress = chat.service.metric("http_requests_in_progress")
+        first = pool.submit(chat.post, "what do we both want?")
+        wait_until(lambda: model.received)
+        second = pool.submit(chat.post, "what do we both want?", "other")
+        wait_until(lambda: chat.service.metric("http_requests_in_progress") >= progress + 2)
+        together.set()
+        assert "of this key" in assert_problem(first.result(30), 429, "token_budget_spent")["detail"]
+        answer = second.result(30)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["result"]["rows"] == [[43]] and answer.json()["tokens"]["prompt"] == 100
+        assert model.left == 0
+
+
 def test_all_keys_together_have_a_budget_that_replicas_share_while_redis_is_there(
     starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer
 ) -> None:

@@ -18,7 +18,7 @@ import orjson
 
 from ..access import Principal
 from ..catalogue import NamedQuery
-from ..errors import BadRequest, Forbidden, NotFound, ProblemError, QueryCancelled, SqlRefused
+from ..errors import BadRequest, Forbidden, NotFound, ProblemError, QueryCancelled, RateLimited, SqlRefused
 from ..flights import Flights
 from ..formats import Limits
 from ..metrics import AD_HOC, Metrics
@@ -170,17 +170,26 @@ class ChatService:
         if choice is not None:
             self._metrics.chat_plan_hits.inc()
             return await self._run(choice, asked)
-        # The same question, asked by many at once, is put to the model once.
-        name = f"{key}-fresh" if asked.is_fresh else key
-        flight = self._flights.get(name) or self._flights.launch(name, self._asked(model, question, asked, key))
-        try:
-            outcome = await self._flights.join(flight)
-        except asyncio.CancelledError:
-            if not flight.waiters:  # the tokens it has used belong on this request's line
-                await asyncio.wait({flight.task}, timeout=_END_SECONDS)
-            raise
+        outcome = await self._asked_once(model, question, asked, key)
         asked.found = _found(outcome) or asked.found
         return outcome
+
+    async def _asked_once(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
+        """The same question, asked by many at once, is put to the model once, at the cost of who was first."""
+        name = f"{key}-fresh" if asked.is_fresh else key
+        while True:
+            joined = self._flights.get(name)
+            flight = joined or self._flights.launch(name, self._asked(model, question, asked, key))
+            try:
+                return await self._flights.join(flight)
+            except RateLimited:
+                if joined is None:
+                    raise
+                # Another key's tokens are spent; this one's may not be.
+            except asyncio.CancelledError:
+                if not flight.waiters:  # the tokens it has used belong on this request's line
+                    await asyncio.wait({flight.task}, timeout=_END_SECONDS)
+                raise
 
     async def _asked(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
         tables = self._service.relations(asked.principal)
