@@ -680,6 +680,19 @@ def test_a_slow_model_is_a_503_in_time_and_the_service_answers_others_meanwhile(
         assert chat.service.metric("bi_llm_requests_total", outcome="timeout") == 2
 
 
+def test_sql_of_a_model_has_the_time_that_its_question_has_left(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_timeout_seconds=2, query_timeout_seconds=600) as chat:
+        model.play(runs_sql("select count(*) as n from range(1000000) a(i), range(1000000) b(j) where (i + j) % 7 = 3"))
+        problem = assert_problem(chat.post("how many pairs are there?"), 504, "query_timeout")
+        assert "3 s that a question has" in problem["detail"]
+        assert len(model.received) == 1
+        assert chat.service.metric("bi_llm_requests_total", outcome="timeout") == 0
+        assert chat.service.metric("bi_llm_requests_total", outcome="ok") == 1
+        wait_until(lambda: chat.service.metric("bi_engine_running_queries") == 0)
+
+
 def test_a_dead_server_is_left_alone_after_a_few_failures_and_asked_again_when_it_is_back(
     starting: Callable[..., Any], small: Small
 ) -> None:

@@ -6,14 +6,16 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import duckdb
 import pytest
 from bi_query.catalogue import Catalogue
 from bi_query.chat import prompt
-from bi_query.chat.budget import DAY_SECONDS, TokenBudget, Tokens
+from bi_query.chat.budget import DAY_SECONDS, Asking, TokenBudget, Tokens
 from bi_query.chat.chat import normalised
+from bi_query.chat.model import LanguageModel
 from bi_query.chat.prompt import Question, Turn
 from bi_query.chat.reply import (
     CannotAnswer,
@@ -28,11 +30,12 @@ from bi_query.chat.reply import (
     tokens_of,
 )
 from bi_query.engine_errors import translate
-from bi_query.errors import BadRequest, RateLimited, SqlRefused
-from bi_query.metrics import AD_HOC, Metrics
+from bi_query.errors import BadRequest, Overloaded, RateLimited, SqlRefused
+from bi_query.metrics import AD_HOC, LLM_OUTCOMES, Metrics
 from bi_query.settings import load_settings
 from bi_query.sql_guard import SqlGuard
 
+from tests.support.scripted_model import scripted_model
 from tests.support.small import Small
 
 
@@ -265,6 +268,31 @@ def test_an_estimate_that_was_too_high_is_given_back() -> None:
     counted.add("ana", 90 - 500)
     assert not spent(counted, "bo")
     assert metrics.registry.get_sample_value("bi_llm_budget_used_tokens") == 90
+
+
+def test_a_question_without_time_left_is_not_put_to_the_model() -> None:
+    counted, metrics = budget(Clock(), llm_tokens_per_day=100)
+    with scripted_model() as server:
+        settings = load_settings(llm_base_url=server.url, llm_model="m", llm_timeout_seconds=30)
+        asking = Asking("ana", time.monotonic() + 0.1)
+
+        async def ask() -> None:
+            model = LanguageModel(settings, metrics, counted)
+            try:
+                await model.choose([{"role": "user", "content": "now?"}], [], asking)
+            finally:
+                await model.close()
+
+        with pytest.raises(Overloaded, match="no time is left") as caught:
+            asyncio.run(ask())
+        assert caught.value.code == "model_unavailable"
+        assert server.received == []
+    assert asking.tokens == Tokens()
+    requests = [
+        metrics.registry.get_sample_value("bi_llm_requests_total", {"model": "m", "outcome": outcome})
+        for outcome in LLM_OUTCOMES
+    ]
+    assert requests == [0] * len(LLM_OUTCOMES)
 
 
 def test_names_without_end_do_not_push_out_the_count_of_all() -> None:

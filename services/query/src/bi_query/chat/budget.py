@@ -58,10 +58,15 @@ class Asking:
     """One question's use of the model. `who`: whose budget; `is_streamed`: whether its asker reads along."""
 
     who: str
+    ends_at: float
+    """On the monotonic clock."""
     is_streamed: bool = False
     tokens: Tokens = field(default_factory=Tokens)
-    ends_at: float | None = None
-    """On the monotonic clock; set by the first attempt."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the question must have its answer; 0 when that is past."""
+        return max(0.0, self.ends_at - time.monotonic())
 
 
 @dataclass

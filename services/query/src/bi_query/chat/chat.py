@@ -7,6 +7,7 @@ what a person asks. No row goes to the model, and no message that may quote one;
 from __future__ import annotations
 
 import asyncio
+import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,16 @@ import orjson
 
 from ..access import Principal
 from ..catalogue import NamedQuery
-from ..errors import BadRequest, Forbidden, NotFound, ProblemError, QueryCancelled, RateLimited, SqlRefused
+from ..errors import (
+    BadRequest,
+    Forbidden,
+    NotFound,
+    ProblemError,
+    QueryCancelled,
+    QueryTimeout,
+    RateLimited,
+    SqlRefused,
+)
 from ..flights import Flights
 from ..formats import Limits
 from ..metrics import AD_HOC, Metrics
@@ -194,12 +204,17 @@ class ChatService:
     async def _asked(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
         tables = self._service.relations(asked.principal)
         messages = prompt.messages(question, self._queries.values(), tables)
-        asking = Asking(asked.who, asked.is_streamed, asked.tokens)
+        ends_at = time.monotonic() + model.question_seconds
+        asking = Asking(asked.who, ends_at, asked.is_streamed, asked.tokens)
         for correction in range(_MOST_CORRECTIONS + 1):
             asked.step("asking_model")
             reply = await model.choose(messages, self._tools, asking)
             try:
-                outcome = await self._run(reply.choice, asked)
+                async with asyncio.timeout(asking.seconds_left):
+                    outcome = await self._run(reply.choice, asked)
+            except TimeoutError as error:
+                text = f"of the {model.question_seconds:g} s that a question has, the model and its query used all"
+                raise QueryTimeout("query_timeout", f"{text}; ask for less, or write the SQL yourself") from error
             except _CORRECTABLE as problem:
                 if correction < _MOST_CORRECTIONS:
                     self._metrics.chat_sql_retries.inc()
