@@ -218,6 +218,13 @@ def test_a_model_that_declines_or_just_talks_is_counted_and_not_quoted(
     assert chat.service.metric("bi_llm_requests_total", outcome="refused") == before + 1
 
 
+def test_a_model_that_just_talked_is_asked_again_the_next_time(chat: Chat, model: ScriptedModel) -> None:
+    model.play(script.says("Let me think."), calls("cannot_answer", {}))
+    asked = [chat.ask("what did you think?") for _ in range(3)]
+    assert [answer["result"] for answer in asked] == [None] * 3
+    assert [answer["tokens"]["prompt"] for answer in asked] == [100, 100, 0]
+
+
 def test_rows_are_cut_as_a_reader_needs_them(chat: Chat, model: ScriptedModel) -> None:
     model.play(runs_sql("select * from sales"))
     result = chat.ask("every single line please")["result"]

@@ -220,7 +220,8 @@ class ChatService:
                     self._metrics.chat_sql_retries.inc()
                     messages = [*messages, *reply.with_error(prompt.error_text(problem))]
                 continue
-            await self._plans.put(key, reply.choice)
+            if not reply.is_refusal:  # who just talks may choose the next time
+                await self._plans.put(key, reply.choice)
             return outcome
         return Outcome(is_refused=True)
 
