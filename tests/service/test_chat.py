@@ -41,6 +41,12 @@ parameters:
 ---*/
 select shop, amount from sales_by_shop where $shop is null or shop = $shop order by amount desc limit $limit
 """
+PAYSLIPS = """/*---
+title: Payslips
+freshness: steady
+---*/
+select secret from payroll
+"""
 CHAT = "/api/v1/chat"
 COUNT = "select count(*) as n from sales"
 
@@ -52,6 +58,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     for name, text in MODELS.items():
         (small.catalogue / "models" / f"{name}.sql").write_text(text)
     (small.catalogue / "queries" / "best.sql").write_text(BEST)
+    (small.catalogue / "queries" / "payslips.sql").write_text(PAYSLIPS)
     small.publish()
     return small
 
@@ -373,6 +380,18 @@ def test_a_restricted_key_s_model_is_told_of_its_tables_alone_and_its_sql_gets_i
     model.play(calls("cannot_answer", {}))
     chat.ask("anything at all", "analyst")
     assert "payroll" in model.received[0].told
+
+
+def test_a_sure_match_that_the_asker_s_policy_refuses_is_as_good_as_none(
+    plain: Chat, chat: Chat, model: ScriptedModel
+) -> None:
+    assert plain.ask("Payslips")["query"] == "payslips"
+    answer = plain.ask("Payslips", "north")
+    assert (answer["query"], answer["sql"], answer["result"], answer["confidence"]) == (None, None, None, 0)
+    assert "payslips" not in [entry["name"] for entry in answer["nearest"]]
+    model.play(runs_sql("select 16 as sixteen"))
+    answer = chat.ask("Payslips", "north")
+    assert (answer["query"], answer["result"]["rows"], answer["confidence"]) == (None, [[16]], None)
 
 
 def test_two_keys_with_different_policies_share_neither_a_plan_nor_a_result(chat: Chat, model: ScriptedModel) -> None:

@@ -121,14 +121,16 @@ class ChatService:
         matches = await asyncio.to_thread(self._matches, question)
         best = matches[0] if matches else None
         by = "matcher"
+        outcome: Outcome | None = None
         try:
             if best is not None and best.confidence >= self._least:
-                outcome = await self._run(RunQuery(best.query.name, best.values), asked)
-            elif self._model is None:
-                outcome = Outcome()
-            else:
+                outcome = await self._allowed(RunQuery(best.query.name, best.values), asked)
+                if outcome is None:
+                    best, matches = None, matches[1:]
+            if outcome is None and self._model is not None:
                 by = "model"
                 outcome = await self._by_model(self._model, question, asked)
+            outcome = outcome or Outcome()
         except ProblemError as problem:
             if not isinstance(problem, QueryCancelled):
                 self._metrics.chat_answers.labels(by, "error").inc()
@@ -224,6 +226,14 @@ class ChatService:
                 await self._plans.put(key, reply.choice)
             return outcome
         return Outcome(is_refused=True)
+
+    async def _allowed(self, choice: RunQuery, asked: Asked) -> Outcome | None:
+        """Run what the matcher chose, unless the asker's row policy refuses it (None)."""
+        try:
+            return await self._run(choice, asked)
+        except Forbidden:
+            asked.found = {}
+            return None
 
     async def _run(self, choice: Choice, asked: Asked) -> Outcome:
         """Run what was chosen, as its asker."""
