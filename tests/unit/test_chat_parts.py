@@ -106,7 +106,8 @@ def test_of_an_endless_conversation_the_last_turns_are_told() -> None:
 @pytest.fixture(scope="module")
 def connection() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"errors_as_json": True})
-    connection.execute("create table t as select 'planted value' as note, 200 as big")
+    connection.execute("create type kind as enum ('planted', 'b, ''(planted)')")
+    connection.execute("create table t as select 'planted value' as note, 200 as big, 'planted'::kind as kind")
     return connection
 
 
@@ -116,6 +117,9 @@ def connection() -> duckdb.DuckDBPyConnection:
         ("select nope from t", "nope"),
         ("select * from nowhere", "nowhere"),
         ("select no_such_function(note) from t", "no_such_function"),
+        ("select sum(kind) from t", "'sum(ENUM)'. You might need to add explicit type casts"),
+        ("select coalesce(kind, big) from t", "Cannot mix values of type ENUM and INTEGER"),
+        ("select {'a': kind} + 1 from t", "STRUCT(a ENUM), INTEGER"),
         ("select note::integer from t", None),
         ("select note::date from t", None),
         ("select strptime(note, '%Y') from t", None),
@@ -131,10 +135,17 @@ def test_only_errors_of_the_text_are_told(connection: duckdb.DuckDBPyConnection,
     refused = translate(caught.value, AD_HOC, sql)
     assert isinstance(refused, SqlRefused)
     text = prompt.error_text(refused)
+    assert "planted" not in text
     if is_told:
         assert is_told in text
     else:
-        assert "planted" not in text and "200" not in text and refused.detail not in text
+        assert "200" not in text and refused.detail not in text
+
+
+@pytest.mark.parametrize("text", ["ENUM('planted", "ENUM(" + "'planted''s'" * 60, "ENUM('a', 'planted'" + "''" * 60])
+def test_an_enum_s_values_that_do_not_read_as_such_are_cut_off_at_once(text: str) -> None:
+    refused = SqlRefused("sql_error", f"no function for {text}", may_quote_data=False)
+    assert prompt.error_text(refused) == "no function for ENUM"
 
 
 def test_what_the_guard_says_is_told_and_is_cut_where_it_is_endless() -> None:
