@@ -74,6 +74,7 @@ def keys(small: Small) -> dict[str, str]:
         "other": made("other", "--role", "analyst"),
         "north": made("north", "--role", "analyst", "--policy", "shop", "--attribute", "shop=north"),
         "south": made("south", "--role", "analyst", "--policy", "shop", "--attribute", "shop=south"),
+        "all": made("all", "--role", "analyst"),
         "few": made("few", "--role", "analyst", "--rate-limit", "2/hour"),
     }
 
@@ -573,7 +574,7 @@ def test_all_keys_together_have_a_budget_that_replicas_share_while_redis_is_ther
         counted = f"bi:llm:{int(time.time() // 86_400)}:all"
         one.ask("question 0")
         wait_until(lambda: redis_server.client.get(counted) == b"120")
-        two.ask("question 1", "other")
+        two.ask("question 1", "all")  # a key's name, and no other count's
         wait_until(lambda: one.service.metric("bi_llm_budget_used_tokens") == 240)
         assert one.service.metric("bi_llm_budget_tokens") == 200
         for chat in (one, two):

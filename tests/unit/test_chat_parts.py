@@ -306,6 +306,17 @@ def test_a_question_without_time_left_is_not_put_to_the_model() -> None:
     assert requests == [0] * len(LLM_OUTCOMES)
 
 
+def test_a_new_day_is_not_given_back_what_yesterday_was_charged() -> None:
+    clock = Clock()
+    counted, metrics = budget(clock, llm_tokens_per_key_per_day=100)
+    day = counted.add("ana", 5000)
+    clock.now += DAY_SECONDS
+    counted.add("ana", 100 - 5000, day)
+    assert metrics.registry.get_sample_value("bi_llm_budget_used_tokens") == 0
+    counted.add("ana", 100)
+    assert spent(counted, "ana")
+
+
 def test_names_without_end_do_not_push_out_the_count_of_all() -> None:
     counted, metrics = budget(Clock(), llm_tokens_per_day=20_000)
     for i in range(20_000):

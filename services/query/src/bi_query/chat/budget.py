@@ -106,10 +106,16 @@ class TokenBudget:
                 detail = f"the day's {limit} tokens {whose} are spent; there are new ones at midnight (UTC)"
                 raise RateLimited("token_budget_spent", detail, retry_after_seconds=seconds)
 
-    def add(self, who: str, tokens: int) -> None:
-        """Count `tokens`; a negative number gives back what was counted too much."""
-        self._count(_ALL).add(tokens)
-        self._count(who).add(tokens)
+    def add(self, who: str, tokens: int, day: int | None = None) -> int:
+        """Count `tokens`, and say on which day; a negative number gives back what that `day` was charged too much.
+
+        Nothing is counted once that day is over.
+        """
+        of_all, of_who = self._count(_ALL), self._count(who)
+        if day is None or day == self._day:
+            of_all.add(tokens)
+            of_who.add(tokens)
+        return self._day
 
     def _count(self, name: str) -> _Count:
         day = int(self._clock() // DAY_SECONDS)
@@ -140,7 +146,7 @@ class TokenBudget:
             return
         counts = {name: self._count(name) for name in names}
         sent = {name: count.unshared for name, count in counts.items()}
-        keys = [f"{PREFIX}llm:{self._day}:{name or 'all'}" for name in counts]
+        keys = [f"{PREFIX}llm:{self._day}:{f'key:{name}' if name else 'all'}" for name in counts]
         for count in counts.values():
             count.unshared = 0
 

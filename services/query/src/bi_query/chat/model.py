@@ -132,7 +132,7 @@ class LanguageModel:
         """One request, counted whatever becomes of it. Raises `_Failed`."""
         asked = orjson.dumps([messages, tools]).decode()
         expected = estimate(asked)
-        self._budget.add(asking.who, expected)
+        day = self._budget.add(asking.who, expected)
         # What is not heard to the end may have been worked on all the same.
         used, outcome = Tokens(expected, estimated=True), "unavailable"
         started = time.perf_counter()
@@ -160,7 +160,7 @@ class LanguageModel:
                 self._breaker.succeeded()
             raise failure from error
         finally:
-            self._budget.add(asking.who, used.prompt + used.completion - expected)
+            self._budget.add(asking.who, used.prompt + used.completion - expected, day)
             asking.tokens.add(used)
             self._count(used, outcome, time.perf_counter() - started)
 
