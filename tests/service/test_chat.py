@@ -269,6 +269,15 @@ def test_a_follow_up_keeps_the_query_and_what_it_does_not_change(demo: Chat) -> 
     assert {**kept, "department": "GROCERY"}.items() <= answer["params"].items()
 
 
+def test_a_follow_up_of_values_alone_belongs_to_the_query_before_it_though_another_has_such_values(demo: Chat) -> None:
+    first = ("top 5 products in produce in March", "top_products")
+    kept = {"limit": 5, "department": "PRODUCE", "from_date": "2017-03-01", "to_date": "2017-03-31"}
+    for words in ("by units", "by units?", "e por unidades?"):
+        answer = demo.ask(words, conversation=conversation(first))
+        assert answer["query"] == "top_products"
+        assert {**kept, "sort_by": "units"}.items() <= answer["params"].items()
+
+
 def test_what_a_query_s_own_title_says_is_no_part_of_a_follow_up(plain: Chat) -> None:
     turns = conversation(("the 3 best shops", "best"))
     assert plain.ask("the 3 best shops")["params"] == {"limit": 3, "shop": None}

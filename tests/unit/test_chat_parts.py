@@ -11,10 +11,11 @@ from typing import Any
 
 import duckdb
 import pytest
-from bi_query.catalogue import Catalogue
+from bi_query.catalogue import Catalogue, load_catalogue
 from bi_query.chat import prompt
 from bi_query.chat.budget import DAY_SECONDS, Asking, TokenBudget, Tokens
 from bi_query.chat.chat import normalised
+from bi_query.chat.matcher import Matcher
 from bi_query.chat.model import LanguageModel
 from bi_query.chat.prompt import Question, Turn
 from bi_query.chat.reply import (
@@ -158,6 +159,30 @@ def test_what_the_guard_says_is_told_and_is_cut_where_it_is_endless() -> None:
 
 def test_an_error_that_nobody_vouches_for_is_not_told() -> None:
     assert "planted" not in prompt.error_text(SqlRefused("anything_new", "planted value"))
+
+
+# --- What follows an earlier question -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "is_values_alone"),
+    [
+        ("the shops of the north", {"shop": "north"}, False),
+        ("north?", {"shop": "north"}, True),
+        ("and the weather?", {}, False),
+        ("thanks", {}, False),
+    ],
+)
+def test_a_question_read_for_one_query_fits_it_as_among_all_of_them(
+    small: Small, text: str, values: dict[str, str], is_values_alone: bool
+) -> None:
+    small.write_catalogue()
+    catalogue = load_catalogue(small.catalogue)
+    matcher, query = Matcher(catalogue), catalogue.queries["shops"]
+    match = matcher.match(query, text)
+    assert (dict(match.values), match.is_values_alone) == (values, is_values_alone)
+    for other in matcher.matches(text):
+        assert other.query is not query or (other.values, other.confidence) == (match.values, match.confidence)
 
 
 # --- What comes back ------------------------------------------------------------------------------------------------

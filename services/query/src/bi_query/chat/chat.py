@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _LIMITS = Limits(200, 256 * 1024)  # what a person reads; as MCP's
 _MOST_CORRECTIONS = 2
 _NEAREST = 3
+_MOST_TURN_CHARACTERS = 500  # of an earlier question, read again for its values
 _END_SECONDS = 1.0
 _CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
 STEPS = ("matching", "asking_model", "running_query", "running_sql")
@@ -141,10 +142,12 @@ class ChatService:
 
     def _matches(self, question: Question) -> list[Match]:
         matches = self._matcher.matches(question.text, _NEAREST)
-        if question.turns and not (matches and matches[0].confidence >= self._least):
-            followed = self._followed(question)
-            if followed is not None and not (matches and matches[0].confidence >= followed.confidence):
-                return [followed, *[match for match in matches if match.query is not followed.query]][:_NEAREST]
+        followed = self._followed(question) if question.turns else None
+        if followed is None:
+            return matches
+        best = matches[0].confidence if matches else 0.0
+        if followed.is_values_alone or best < min(self._least, followed.confidence):
+            return [followed, *[match for match in matches if match.query is not followed.query]][:_NEAREST]
         return matches
 
     def _followed(self, question: Question) -> Match | None:
@@ -152,25 +155,24 @@ class ChatService:
         query = self._queries.get(question.turns[-1].query or "")
         if query is None:
             return None
-        match = self._named_by(query, question.text)
+        of_the_title = self._matcher.match(query, query.title).values
+        match = self._named_by(query, of_the_title, question.text)
         if not match.values:
             return None
         same = list(takewhile(lambda turn: turn.query == query.name, reversed(question.turns)))
         values: dict[str, str] = {}
         for turn in reversed(same):
-            values |= dict(self._named_by(query, turn.question).values)
-        return Match(query, tuple((values | dict(match.values)).items()), match.confidence)
+            values |= dict(self._named_by(query, of_the_title, turn.question[:_MOST_TURN_CHARACTERS]).values)
+        return replace(match, values=tuple((values | dict(match.values)).items()))
 
-    def _named_by(self, query: NamedQuery, text: str) -> Match:
+    def _named_by(self, query: NamedQuery, of_the_title: Collection[tuple[str, str]], text: str) -> Match:
         """`text` as it fits `query` by itself or, if better, as if it named it; the values of its own title left out."""
-        by_itself = self._match(query, text)
-        match, of_the_title = self._match(query, f"{query.title}: {text}"), self._match(query, query.title)
-        values = tuple(pair for pair in match.values if pair not in of_the_title.values)
-        return max(by_itself, Match(query, values, match.confidence), key=lambda match: match.confidence)
-
-    def _match(self, query: NamedQuery, text: str) -> Match:
-        found = (match for match in self._matcher.matches(text, _NEAREST) if match.query is query)
-        return next(found, Match(query, (), 0.0))
+        by_itself = self._matcher.match(query, text)
+        named = self._matcher.match(query, f"{query.title}: {text}")
+        if by_itself.confidence >= named.confidence:
+            return by_itself
+        values = tuple(pair for pair in named.values if pair not in of_the_title)
+        return Match(query, values, named.confidence, by_itself.is_values_alone)
 
     async def _by_model(self, model: LanguageModel, question: Question, asked: Asked) -> Outcome:
         """What the model chooses, or chose when it was asked the same of the same data."""
