@@ -703,7 +703,7 @@ def test_a_server_that_refuses_us_is_not_asked_again_and_its_words_are_for_the_o
 def test_a_slow_model_is_a_503_in_time_and_the_service_answers_others_meanwhile(
     starting: Callable[..., Any], model: ScriptedModel
 ) -> None:
-    with starting(llm_timeout_seconds=1, llm_max_retries=5) as chat:
+    with starting(llm_timeout_seconds=3, llm_max_retries=5) as chat:
         model.play(*[script.silence()] * 6)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(chat.post, "are you there?")
@@ -815,6 +815,24 @@ def test_a_problem_in_the_stream_is_counted_and_logged_as_what_it_is(quick: Chat
     assert document["retry_after_seconds"] >= 0
     assert quick.service.metric("http_requests_total", method="POST", endpoint=CHAT, status="503") == before + 1
     wait_until(lambda: [line for line in quick.service.log_lines() if line.get("code") == "model_unavailable"])
+
+
+def test_a_stream_says_now_and_then_that_the_service_is_still_at_it(chat: Chat, model: ScriptedModel) -> None:
+    heard = threading.Event()
+
+    def reply(handler: Any, received: script.Received) -> None:
+        heard.wait(40)
+        runs_sql("select 17 as seventeen")(handler, received)
+
+    model.play(reply)
+    headers = {"X-API-Key": chat.keys["analyst"], "accept": "text/event-stream"}
+    lines = []
+    with chat.service.client.stream("POST", CHAT, json={"question": "seventeen, slowly?"}, headers=headers) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if line.startswith(":"):
+                heard.set()
+    assert ": still at it" in lines and "event: answer" in lines[lines.index(": still at it") :]
 
 
 def test_before_the_stream_begins_a_refusal_is_a_plain_one(chat: Chat) -> None:
