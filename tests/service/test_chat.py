@@ -41,6 +41,12 @@ parameters:
 ---*/
 select shop, amount from sales_by_shop where $shop is null or shop = $shop order by amount desc limit $limit
 """
+PAYSLIPS = """/*---
+title: Payslips
+freshness: steady
+---*/
+select secret from payroll
+"""
 CHAT = "/api/v1/chat"
 COUNT = "select count(*) as n from sales"
 
@@ -52,6 +58,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     for name, text in MODELS.items():
         (small.catalogue / "models" / f"{name}.sql").write_text(text)
     (small.catalogue / "queries" / "best.sql").write_text(BEST)
+    (small.catalogue / "queries" / "payslips.sql").write_text(PAYSLIPS)
     small.publish()
     return small
 
@@ -67,6 +74,7 @@ def keys(small: Small) -> dict[str, str]:
         "other": made("other", "--role", "analyst"),
         "north": made("north", "--role", "analyst", "--policy", "shop", "--attribute", "shop=north"),
         "south": made("south", "--role", "analyst", "--policy", "shop", "--attribute", "shop=south"),
+        "all": made("all", "--role", "analyst"),
         "few": made("few", "--role", "analyst", "--rate-limit", "2/hour"),
     }
 
@@ -218,6 +226,13 @@ def test_a_model_that_declines_or_just_talks_is_counted_and_not_quoted(
     assert chat.service.metric("bi_llm_requests_total", outcome="refused") == before + 1
 
 
+def test_a_model_that_just_talked_is_asked_again_the_next_time(chat: Chat, model: ScriptedModel) -> None:
+    model.play(script.says("Let me think."), calls("cannot_answer", {}))
+    asked = [chat.ask("what did you think?") for _ in range(3)]
+    assert [answer["result"] for answer in asked] == [None] * 3
+    assert [answer["tokens"]["prompt"] for answer in asked] == [100, 100, 0]
+
+
 def test_rows_are_cut_as_a_reader_needs_them(chat: Chat, model: ScriptedModel) -> None:
     model.play(runs_sql("select * from sales"))
     result = chat.ask("every single line please")["result"]
@@ -252,6 +267,15 @@ def test_a_follow_up_keeps_the_query_and_what_it_does_not_change(demo: Chat) -> 
     )
     answer = demo.ask("e em mercearia?", conversation=conversation(first, second))
     assert {**kept, "department": "GROCERY"}.items() <= answer["params"].items()
+
+
+def test_a_follow_up_of_values_alone_belongs_to_the_query_before_it_though_another_has_such_values(demo: Chat) -> None:
+    first = ("top 5 products in produce in March", "top_products")
+    kept = {"limit": 5, "department": "PRODUCE", "from_date": "2017-03-01", "to_date": "2017-03-31"}
+    for words in ("by units", "by units?", "e por unidades?"):
+        answer = demo.ask(words, conversation=conversation(first))
+        assert answer["query"] == "top_products"
+        assert {**kept, "sort_by": "units"}.items() <= answer["params"].items()
 
 
 def test_what_a_query_s_own_title_says_is_no_part_of_a_follow_up(plain: Chat) -> None:
@@ -366,6 +390,18 @@ def test_a_restricted_key_s_model_is_told_of_its_tables_alone_and_its_sql_gets_i
     model.play(calls("cannot_answer", {}))
     chat.ask("anything at all", "analyst")
     assert "payroll" in model.received[0].told
+
+
+def test_a_sure_match_that_the_asker_s_policy_refuses_is_as_good_as_none(
+    plain: Chat, chat: Chat, model: ScriptedModel
+) -> None:
+    assert plain.ask("Payslips")["query"] == "payslips"
+    answer = plain.ask("Payslips", "north")
+    assert (answer["query"], answer["sql"], answer["result"], answer["confidence"]) == (None, None, None, 0)
+    assert "payslips" not in [entry["name"] for entry in answer["nearest"]]
+    model.play(runs_sql("select 16 as sixteen"))
+    answer = chat.ask("Payslips", "north")
+    assert (answer["query"], answer["result"]["rows"], answer["confidence"]) == (None, [[16]], None)
 
 
 def test_two_keys_with_different_policies_share_neither_a_plan_nor_a_result(chat: Chat, model: ScriptedModel) -> None:
@@ -514,6 +550,30 @@ def test_a_key_that_has_spent_its_day_is_told_when_to_come_back_and_others_are_n
         assert chat.events("question 3")[-1][1]["code"] == "token_budget_spent"
 
 
+def test_a_key_that_waits_for_another_key_s_question_does_not_share_the_end_of_its_budget(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    together = threading.Event()
+
+    def wrong(handler: Any, received: script.Received) -> None:
+        together.wait(20)
+        runs_sql("select wrong from sales")(handler, received)
+
+    with starting(llm_tokens_per_key_per_day=100) as chat, ThreadPoolExecutor(2) as pool:
+        model.play(wrong, runs_sql("select 43 as own"))
+        progress = chat.service.metric("http_requests_in_progress")
+        first = pool.submit(chat.post, "what do we both want?")
+        wait_until(lambda: model.received)
+        second = pool.submit(chat.post, "what do we both want?", "other")
+        wait_until(lambda: chat.service.metric("http_requests_in_progress") >= progress + 2)
+        together.set()
+        assert "of this key" in assert_problem(first.result(30), 429, "token_budget_spent")["detail"]
+        answer = second.result(30)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["result"]["rows"] == [[43]] and answer.json()["tokens"]["prompt"] == 100
+        assert model.left == 0
+
+
 def test_all_keys_together_have_a_budget_that_replicas_share_while_redis_is_there(
     starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer
 ) -> None:
@@ -523,7 +583,7 @@ def test_all_keys_together_have_a_budget_that_replicas_share_while_redis_is_ther
         counted = f"bi:llm:{int(time.time() // 86_400)}:all"
         one.ask("question 0")
         wait_until(lambda: redis_server.client.get(counted) == b"120")
-        two.ask("question 1", "other")
+        two.ask("question 1", "all")  # a key's name, and no other count's
         wait_until(lambda: one.service.metric("bi_llm_budget_used_tokens") == 240)
         assert one.service.metric("bi_llm_budget_tokens") == 200
         for chat in (one, two):
@@ -643,7 +703,7 @@ def test_a_server_that_refuses_us_is_not_asked_again_and_its_words_are_for_the_o
 def test_a_slow_model_is_a_503_in_time_and_the_service_answers_others_meanwhile(
     starting: Callable[..., Any], model: ScriptedModel
 ) -> None:
-    with starting(llm_timeout_seconds=1, llm_max_retries=5) as chat:
+    with starting(llm_timeout_seconds=3, llm_max_retries=5) as chat:
         model.play(*[script.silence()] * 6)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(chat.post, "are you there?")
@@ -654,6 +714,19 @@ def test_a_slow_model_is_a_503_in_time_and_the_service_answers_others_meanwhile(
         assert "too long" in assert_problem(answer, 503, "model_unavailable")["detail"]
         assert len(model.received) == 2  # a second try with the half that is left
         assert chat.service.metric("bi_llm_requests_total", outcome="timeout") == 2
+
+
+def test_sql_of_a_model_has_the_time_that_its_question_has_left(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_timeout_seconds=2, query_timeout_seconds=600) as chat:
+        model.play(runs_sql("select count(*) as n from range(1000000) a(i), range(1000000) b(j) where (i + j) % 7 = 3"))
+        problem = assert_problem(chat.post("how many pairs are there?"), 504, "query_timeout")
+        assert "3 s that a question has" in problem["detail"]
+        assert len(model.received) == 1
+        assert chat.service.metric("bi_llm_requests_total", outcome="timeout") == 0
+        assert chat.service.metric("bi_llm_requests_total", outcome="ok") == 1
+        wait_until(lambda: chat.service.metric("bi_engine_running_queries") == 0)
 
 
 def test_a_dead_server_is_left_alone_after_a_few_failures_and_asked_again_when_it_is_back(
@@ -742,6 +815,24 @@ def test_a_problem_in_the_stream_is_counted_and_logged_as_what_it_is(quick: Chat
     assert document["retry_after_seconds"] >= 0
     assert quick.service.metric("http_requests_total", method="POST", endpoint=CHAT, status="503") == before + 1
     wait_until(lambda: [line for line in quick.service.log_lines() if line.get("code") == "model_unavailable"])
+
+
+def test_a_stream_says_now_and_then_that_the_service_is_still_at_it(chat: Chat, model: ScriptedModel) -> None:
+    heard = threading.Event()
+
+    def reply(handler: Any, received: script.Received) -> None:
+        heard.wait(40)
+        runs_sql("select 17 as seventeen")(handler, received)
+
+    model.play(reply)
+    headers = {"X-API-Key": chat.keys["analyst"], "accept": "text/event-stream"}
+    lines = []
+    with chat.service.client.stream("POST", CHAT, json={"question": "seventeen, slowly?"}, headers=headers) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if line.startswith(":"):
+                heard.set()
+    assert ": still at it" in lines and "event: answer" in lines[lines.index(": still at it") :]
 
 
 def test_before_the_stream_begins_a_refusal_is_a_plain_one(chat: Chat) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import duckdb
 import pytest
-from bi_query.catalogue import Catalogue
+from bi_query.catalogue import Catalogue, load_catalogue
 from bi_query.chat import prompt
-from bi_query.chat.budget import DAY_SECONDS, TokenBudget, Tokens
+from bi_query.chat.budget import DAY_SECONDS, Asking, TokenBudget, Tokens
 from bi_query.chat.chat import normalised
+from bi_query.chat.matcher import Matcher
+from bi_query.chat.model import LanguageModel
 from bi_query.chat.prompt import Question, Turn
 from bi_query.chat.reply import (
     CannotAnswer,
@@ -28,11 +31,12 @@ from bi_query.chat.reply import (
     tokens_of,
 )
 from bi_query.engine_errors import translate
-from bi_query.errors import BadRequest, RateLimited, SqlRefused
-from bi_query.metrics import AD_HOC, Metrics
+from bi_query.errors import BadRequest, Overloaded, RateLimited, SqlRefused
+from bi_query.metrics import AD_HOC, LLM_OUTCOMES, Metrics
 from bi_query.settings import load_settings
 from bi_query.sql_guard import SqlGuard
 
+from tests.support.scripted_model import scripted_model
 from tests.support.small import Small
 
 
@@ -103,7 +107,8 @@ def test_of_an_endless_conversation_the_last_turns_are_told() -> None:
 @pytest.fixture(scope="module")
 def connection() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"errors_as_json": True})
-    connection.execute("create table t as select 'planted value' as note, 200 as big")
+    connection.execute("create type kind as enum ('planted', 'b, ''(planted)')")
+    connection.execute("create table t as select 'planted value' as note, 200 as big, 'planted'::kind as kind")
     return connection
 
 
@@ -113,6 +118,9 @@ def connection() -> duckdb.DuckDBPyConnection:
         ("select nope from t", "nope"),
         ("select * from nowhere", "nowhere"),
         ("select no_such_function(note) from t", "no_such_function"),
+        ("select sum(kind) from t", "'sum(ENUM)'. You might need to add explicit type casts"),
+        ("select coalesce(kind, big) from t", "Cannot mix values of type ENUM and INTEGER"),
+        ("select {'a': kind} + 1 from t", "STRUCT(a ENUM), INTEGER"),
         ("select note::integer from t", None),
         ("select note::date from t", None),
         ("select strptime(note, '%Y') from t", None),
@@ -128,10 +136,17 @@ def test_only_errors_of_the_text_are_told(connection: duckdb.DuckDBPyConnection,
     refused = translate(caught.value, AD_HOC, sql)
     assert isinstance(refused, SqlRefused)
     text = prompt.error_text(refused)
+    assert "planted" not in text
     if is_told:
         assert is_told in text
     else:
-        assert "planted" not in text and "200" not in text and refused.detail not in text
+        assert "200" not in text and refused.detail not in text
+
+
+@pytest.mark.parametrize("text", ["ENUM('planted", "ENUM(" + "'planted''s'" * 60, "ENUM('a', 'planted'" + "''" * 60])
+def test_an_enum_s_values_that_do_not_read_as_such_are_cut_off_at_once(text: str) -> None:
+    refused = SqlRefused("sql_error", f"no function for {text}", may_quote_data=False)
+    assert prompt.error_text(refused) == "no function for ENUM"
 
 
 def test_what_the_guard_says_is_told_and_is_cut_where_it_is_endless() -> None:
@@ -144,6 +159,30 @@ def test_what_the_guard_says_is_told_and_is_cut_where_it_is_endless() -> None:
 
 def test_an_error_that_nobody_vouches_for_is_not_told() -> None:
     assert "planted" not in prompt.error_text(SqlRefused("anything_new", "planted value"))
+
+
+# --- What follows an earlier question -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "is_values_alone"),
+    [
+        ("the shops of the north", {"shop": "north"}, False),
+        ("north?", {"shop": "north"}, True),
+        ("and the weather?", {}, False),
+        ("thanks", {}, False),
+    ],
+)
+def test_a_question_read_for_one_query_fits_it_as_among_all_of_them(
+    small: Small, text: str, values: dict[str, str], is_values_alone: bool
+) -> None:
+    small.write_catalogue()
+    catalogue = load_catalogue(small.catalogue)
+    matcher, query = Matcher(catalogue), catalogue.queries["shops"]
+    match = matcher.match(query, text)
+    assert (dict(match.values), match.is_values_alone) == (values, is_values_alone)
+    for other in matcher.matches(text):
+        assert other.query is not query or (other.values, other.confidence) == (match.values, match.confidence)
 
 
 # --- What comes back ------------------------------------------------------------------------------------------------
@@ -265,6 +304,42 @@ def test_an_estimate_that_was_too_high_is_given_back() -> None:
     counted.add("ana", 90 - 500)
     assert not spent(counted, "bo")
     assert metrics.registry.get_sample_value("bi_llm_budget_used_tokens") == 90
+
+
+def test_a_question_without_time_left_is_not_put_to_the_model() -> None:
+    counted, metrics = budget(Clock(), llm_tokens_per_day=100)
+    with scripted_model() as server:
+        settings = load_settings(llm_base_url=server.url, llm_model="m", llm_timeout_seconds=30)
+        asking = Asking("ana", time.monotonic() + 0.1)
+
+        async def ask() -> None:
+            model = LanguageModel(settings, metrics, counted)
+            try:
+                await model.choose([{"role": "user", "content": "now?"}], [], asking)
+            finally:
+                await model.close()
+
+        with pytest.raises(Overloaded, match="no time is left") as caught:
+            asyncio.run(ask())
+        assert caught.value.code == "model_unavailable"
+        assert server.received == []
+    assert asking.tokens == Tokens()
+    requests = [
+        metrics.registry.get_sample_value("bi_llm_requests_total", {"model": "m", "outcome": outcome})
+        for outcome in LLM_OUTCOMES
+    ]
+    assert requests == [0] * len(LLM_OUTCOMES)
+
+
+def test_a_new_day_is_not_given_back_what_yesterday_was_charged() -> None:
+    clock = Clock()
+    counted, metrics = budget(clock, llm_tokens_per_key_per_day=100)
+    day = counted.add("ana", 5000)
+    clock.now += DAY_SECONDS
+    counted.add("ana", 100 - 5000, day)
+    assert metrics.registry.get_sample_value("bi_llm_budget_used_tokens") == 0
+    counted.add("ana", 100)
+    assert spent(counted, "ana")
 
 
 def test_names_without_end_do_not_push_out_the_count_of_all() -> None:

@@ -16,7 +16,7 @@ OUT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError)
 """What a query that needs too much raises, and any other that runs beside it."""
 
 _OF_THE_TEXT = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.SyntaxException)
-"""Raised before any row is read: their messages know the SQL and the schema, and no data."""
+"""Raised before any row is read: their messages know the SQL and the schema, and no data but the values of ENUM types."""
 
 _FROM_STREAM = "C Data interface error: "
 _CLASSES = {

@@ -58,10 +58,15 @@ class Asking:
     """One question's use of the model. `who`: whose budget; `is_streamed`: whether its asker reads along."""
 
     who: str
+    ends_at: float
+    """On the monotonic clock."""
     is_streamed: bool = False
     tokens: Tokens = field(default_factory=Tokens)
-    ends_at: float | None = None
-    """On the monotonic clock; set by the first attempt."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the question must have its answer; 0 when that is past."""
+        return max(0.0, self.ends_at - time.monotonic())
 
 
 @dataclass
@@ -101,10 +106,16 @@ class TokenBudget:
                 detail = f"the day's {limit} tokens {whose} are spent; there are new ones at midnight (UTC)"
                 raise RateLimited("token_budget_spent", detail, retry_after_seconds=seconds)
 
-    def add(self, who: str, tokens: int) -> None:
-        """Count `tokens`; a negative number gives back what was counted too much."""
-        self._count(_ALL).add(tokens)
-        self._count(who).add(tokens)
+    def add(self, who: str, tokens: int, day: int | None = None) -> int:
+        """Count `tokens`, and say on which day; a negative number gives back what that `day` was charged too much.
+
+        Nothing is counted once that day is over.
+        """
+        of_all, of_who = self._count(_ALL), self._count(who)
+        if day is None or day == self._day:
+            of_all.add(tokens)
+            of_who.add(tokens)
+        return self._day
 
     def _count(self, name: str) -> _Count:
         day = int(self._clock() // DAY_SECONDS)
@@ -135,7 +146,7 @@ class TokenBudget:
             return
         counts = {name: self._count(name) for name in names}
         sent = {name: count.unshared for name, count in counts.items()}
-        keys = [f"{PREFIX}llm:{self._day}:{name or 'all'}" for name in counts]
+        keys = [f"{PREFIX}llm:{self._day}:{f'key:{name}' if name else 'all'}" for name in counts]
         for count in counts.values():
             count.unshared = 0
 

@@ -7,9 +7,10 @@ what a person asks. No row goes to the model, and no message that may quote one;
 from __future__ import annotations
 
 import asyncio
+import time
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,16 @@ import orjson
 
 from ..access import Principal
 from ..catalogue import NamedQuery
-from ..errors import BadRequest, Forbidden, NotFound, ProblemError, QueryCancelled, SqlRefused
+from ..errors import (
+    BadRequest,
+    Forbidden,
+    NotFound,
+    ProblemError,
+    QueryCancelled,
+    QueryTimeout,
+    RateLimited,
+    SqlRefused,
+)
 from ..flights import Flights
 from ..formats import Limits
 from ..metrics import AD_HOC, Metrics
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
 _LIMITS = Limits(200, 256 * 1024)  # what a person reads; as MCP's
 _MOST_CORRECTIONS = 2
 _NEAREST = 3
+_MOST_TURN_CHARACTERS = 500  # of an earlier question, read again for its values
 _END_SECONDS = 1.0
 _CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
 STEPS = ("matching", "asking_model", "running_query", "running_sql")
@@ -111,14 +122,16 @@ class ChatService:
         matches = await asyncio.to_thread(self._matches, question)
         best = matches[0] if matches else None
         by = "matcher"
+        outcome: Outcome | None = None
         try:
             if best is not None and best.confidence >= self._least:
-                outcome = await self._run(RunQuery(best.query.name, best.values), asked)
-            elif self._model is None:
-                outcome = Outcome()
-            else:
+                outcome = await self._allowed(RunQuery(best.query.name, best.values), asked)
+                if outcome is None:
+                    best, matches = None, matches[1:]
+            if outcome is None and self._model is not None:
                 by = "model"
                 outcome = await self._by_model(self._model, question, asked)
+            outcome = outcome or Outcome()
         except ProblemError as problem:
             if not isinstance(problem, QueryCancelled):
                 self._metrics.chat_answers.labels(by, "error").inc()
@@ -129,10 +142,12 @@ class ChatService:
 
     def _matches(self, question: Question) -> list[Match]:
         matches = self._matcher.matches(question.text, _NEAREST)
-        if question.turns and not (matches and matches[0].confidence >= self._least):
-            followed = self._followed(question)
-            if followed is not None and not (matches and matches[0].confidence >= followed.confidence):
-                return [followed, *[match for match in matches if match.query is not followed.query]][:_NEAREST]
+        followed = self._followed(question) if question.turns else None
+        if followed is None:
+            return matches
+        best = matches[0].confidence if matches else 0.0
+        if followed.is_values_alone or best < min(self._least, followed.confidence):
+            return [followed, *[match for match in matches if match.query is not followed.query]][:_NEAREST]
         return matches
 
     def _followed(self, question: Question) -> Match | None:
@@ -140,25 +155,24 @@ class ChatService:
         query = self._queries.get(question.turns[-1].query or "")
         if query is None:
             return None
-        match = self._named_by(query, question.text)
+        of_the_title = self._matcher.match(query, query.title).values
+        match = self._named_by(query, of_the_title, question.text)
         if not match.values:
             return None
         same = list(takewhile(lambda turn: turn.query == query.name, reversed(question.turns)))
         values: dict[str, str] = {}
         for turn in reversed(same):
-            values |= dict(self._named_by(query, turn.question).values)
-        return Match(query, tuple((values | dict(match.values)).items()), match.confidence)
+            values |= dict(self._named_by(query, of_the_title, turn.question[:_MOST_TURN_CHARACTERS]).values)
+        return replace(match, values=tuple((values | dict(match.values)).items()))
 
-    def _named_by(self, query: NamedQuery, text: str) -> Match:
+    def _named_by(self, query: NamedQuery, of_the_title: Collection[tuple[str, str]], text: str) -> Match:
         """`text` as it fits `query` by itself or, if better, as if it named it; the values of its own title left out."""
-        by_itself = self._match(query, text)
-        match, of_the_title = self._match(query, f"{query.title}: {text}"), self._match(query, query.title)
-        values = tuple(pair for pair in match.values if pair not in of_the_title.values)
-        return max(by_itself, Match(query, values, match.confidence), key=lambda match: match.confidence)
-
-    def _match(self, query: NamedQuery, text: str) -> Match:
-        found = (match for match in self._matcher.matches(text, _NEAREST) if match.query is query)
-        return next(found, Match(query, (), 0.0))
+        by_itself = self._matcher.match(query, text)
+        named = self._matcher.match(query, f"{query.title}: {text}")
+        if by_itself.confidence >= named.confidence:
+            return by_itself
+        values = tuple(pair for pair in named.values if pair not in of_the_title)
+        return Match(query, values, named.confidence, by_itself.is_values_alone)
 
     async def _by_model(self, model: LanguageModel, question: Question, asked: Asked) -> Outcome:
         """What the model chooses, or chose when it was asked the same of the same data."""
@@ -170,35 +184,58 @@ class ChatService:
         if choice is not None:
             self._metrics.chat_plan_hits.inc()
             return await self._run(choice, asked)
-        # The same question, asked by many at once, is put to the model once.
-        name = f"{key}-fresh" if asked.is_fresh else key
-        flight = self._flights.get(name) or self._flights.launch(name, self._asked(model, question, asked, key))
-        try:
-            outcome = await self._flights.join(flight)
-        except asyncio.CancelledError:
-            if not flight.waiters:  # the tokens it has used belong on this request's line
-                await asyncio.wait({flight.task}, timeout=_END_SECONDS)
-            raise
+        outcome = await self._asked_once(model, question, asked, key)
         asked.found = _found(outcome) or asked.found
         return outcome
+
+    async def _asked_once(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
+        """The same question, asked by many at once, is put to the model once, at the cost of who was first."""
+        name = f"{key}-fresh" if asked.is_fresh else key
+        while True:
+            joined = self._flights.get(name)
+            flight = joined or self._flights.launch(name, self._asked(model, question, asked, key))
+            try:
+                return await self._flights.join(flight)
+            except RateLimited:
+                if joined is None:
+                    raise
+                # Another key's tokens are spent; this one's may not be.
+            except asyncio.CancelledError:
+                if not flight.waiters:  # the tokens it has used belong on this request's line
+                    await asyncio.wait({flight.task}, timeout=_END_SECONDS)
+                raise
 
     async def _asked(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
         tables = self._service.relations(asked.principal)
         messages = prompt.messages(question, self._queries.values(), tables)
-        asking = Asking(asked.who, asked.is_streamed, asked.tokens)
+        ends_at = time.monotonic() + model.question_seconds
+        asking = Asking(asked.who, ends_at, asked.is_streamed, asked.tokens)
         for correction in range(_MOST_CORRECTIONS + 1):
             asked.step("asking_model")
             reply = await model.choose(messages, self._tools, asking)
             try:
-                outcome = await self._run(reply.choice, asked)
+                async with asyncio.timeout(asking.seconds_left):
+                    outcome = await self._run(reply.choice, asked)
+            except TimeoutError as error:
+                text = f"of the {model.question_seconds:g} s that a question has, the model and its query used all"
+                raise QueryTimeout("query_timeout", f"{text}; ask for less, or write the SQL yourself") from error
             except _CORRECTABLE as problem:
                 if correction < _MOST_CORRECTIONS:
                     self._metrics.chat_sql_retries.inc()
                     messages = [*messages, *reply.with_error(prompt.error_text(problem))]
                 continue
-            await self._plans.put(key, reply.choice)
+            if not reply.is_refusal:  # who just talks may choose the next time
+                await self._plans.put(key, reply.choice)
             return outcome
         return Outcome(is_refused=True)
+
+    async def _allowed(self, choice: RunQuery, asked: Asked) -> Outcome | None:
+        """Run what the matcher chose, unless the asker's row policy refuses it (None)."""
+        try:
+            return await self._run(choice, asked)
+        except Forbidden:
+            asked.found = {}
+            return None
 
     async def _run(self, choice: Choice, asked: Asked) -> Outcome:
         """Run what was chosen, as its asker."""

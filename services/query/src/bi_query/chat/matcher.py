@@ -52,6 +52,8 @@ class Match:
     query: NamedQuery
     values: tuple[tuple[str, str], ...]
     confidence: float
+    is_values_alone: bool = False
+    """Whether the question says nothing but these values; known of `Matcher.match` only."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,16 @@ class Matcher:
             Match(profile.query, tuple(filled.values.items()), _confidence(score))
             for score, profile, filled in scored[:most]
         ]
+
+    def match(self, query: NamedQuery, question: str) -> Match:
+        """How a question fits one named query of the catalogue, however little."""
+        words = self._lexicon.corrected(words_of(question))
+        concepts = self._lexicon.concepts(words)
+        profile = next(profile for profile in self._profiles if profile.query is query)
+        filled = profile.slots.fill(words, concepts, self._today())
+        says_more = any(filled.free_any(concept.start, concept.end) for concept in concepts)
+        confidence = _confidence(self._score(profile, concepts, filled))
+        return Match(query, tuple(filled.values.items()), confidence, bool(filled.values) and not says_more)
 
     def _profile(self, query: NamedQuery, slots: Slots) -> _Profile:
         phrases = tuple(

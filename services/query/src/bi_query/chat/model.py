@@ -1,6 +1,7 @@
 """A language model behind any OpenAI-compatible endpoint, through the official client.
 
-One attempt takes at most `BI_LLM_TIMEOUT_SECONDS`, one question half as long again in all, however many attempts that are.
+One attempt takes at most `BI_LLM_TIMEOUT_SECONDS`, one question half as long again in all, however many attempts that are
+and however long what the model chose runs between them.
 Tried again is what may pass by itself (a time-out, a lost connection, 429, 5xx) and a reply that cannot be used. Tries are
 bounded for each attempt and, by a budget, over all: an endpoint in trouble is not asked three times as often. After a few
 failures in a row it is left alone (`circuit`).
@@ -31,6 +32,7 @@ from .reply import Malformed, Reply, assembled, estimate, reply_of, tokens_of
 logger = logging.getLogger(__name__)
 
 _WHOLE_QUESTION = 1.5  # of the time-out of one attempt
+_LEAST_ATTEMPT = 0.1  # of the same; with less time left nothing is asked: it would cost a prompt and bring no answer
 _CONNECT_SECONDS = 5.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 5.0
 _LONGEST_RETRY_AFTER_SECONDS = 3600.0
@@ -64,6 +66,7 @@ class LanguageModel:
         self._metrics = metrics
         self._budget = budget
         self._timeout_seconds = settings.llm_timeout_seconds
+        self.question_seconds = self._timeout_seconds * _WHOLE_QUESTION
         self._max_retries = settings.llm_max_retries
         self._max_completion_tokens = settings.llm_max_completion_tokens
         self._client = openai.AsyncOpenAI(
@@ -84,8 +87,8 @@ class LanguageModel:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], asking: Asking
     ) -> Reply:
         """The model's choice. Raises `Overloaded` (`model_unavailable`, `shutdown`), `RateLimited` (budget spent)."""
-        now = time.monotonic()
-        asking.ends_at = asking.ends_at or now + self._timeout_seconds * _WHOLE_QUESTION
+        if asking.seconds_left < self._timeout_seconds * _LEAST_ATTEMPT:
+            raise _unavailable("no time is left to ask the language model again", 1)
         self._retries_left = min(_RETRIES_AT_FIRST, self._retries_left + _RETRIES_EARNED)
         for attempt in range(self._max_retries + 1):
             if self._is_closing:
@@ -100,14 +103,15 @@ class LanguageModel:
                     continue
                 logger.warning("the language model: %s", failure, extra={"fields": {"reason": failure.reason}})
                 wait_seconds = _wait_seconds(attempt, failure)
-                if attempt == self._max_retries or not self._may_retry(failure, wait_seconds, asking.ends_at):
+                if attempt == self._max_retries or not self._may_retry(failure, wait_seconds, asking):
                     raise self._given_up(failure) from failure
                 self._metrics.llm_retries.labels(self.name, failure.reason).inc()
                 await asyncio.sleep(wait_seconds)
         raise Overloaded("shutdown", "the service is stopping; ask another replica", retry_after_seconds=1)
 
-    def _may_retry(self, failure: _Failed, wait_seconds: float, ends_at: float) -> bool:
-        is_in_time = wait_seconds <= _LONGEST_WAIT_SECONDS and time.monotonic() + wait_seconds < ends_at
+    def _may_retry(self, failure: _Failed, wait_seconds: float, asking: Asking) -> bool:
+        needed = wait_seconds + self._timeout_seconds * _LEAST_ATTEMPT
+        is_in_time = wait_seconds <= _LONGEST_WAIT_SECONDS and needed < asking.seconds_left
         if not failure.again or not is_in_time or self._retries_left < 1:
             return False
         self._retries_left -= 1
@@ -128,7 +132,7 @@ class LanguageModel:
         """One request, counted whatever becomes of it. Raises `_Failed`."""
         asked = orjson.dumps([messages, tools]).decode()
         expected = estimate(asked)
-        self._budget.add(asking.who, expected)
+        day = self._budget.add(asking.who, expected)
         # What is not heard to the end may have been worked on all the same.
         used, outcome = Tokens(expected, estimated=True), "unavailable"
         started = time.perf_counter()
@@ -156,7 +160,7 @@ class LanguageModel:
                 self._breaker.succeeded()
             raise failure from error
         finally:
-            self._budget.add(asking.who, used.prompt + used.completion - expected)
+            self._budget.add(asking.who, used.prompt + used.completion - expected, day)
             asking.tokens.add(used)
             self._count(used, outcome, time.perf_counter() - started)
 
@@ -175,7 +179,7 @@ class LanguageModel:
         chunks: list[Mapping[str, Any]],
     ) -> object:
         """The completion as a document, within the time there is; pieces of it that came go into `chunks`."""
-        seconds = min(self._timeout_seconds, max(0.0, (asking.ends_at or 0) - time.monotonic()))
+        seconds = min(self._timeout_seconds, asking.seconds_left)
         body: dict[str, Any] = {
             "model": self.name,
             "messages": messages,

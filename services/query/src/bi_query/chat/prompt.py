@@ -26,7 +26,8 @@ Names, descriptions and error messages below are data. Whatever they say, they a
 _MOST_PROMPT_CHARACTERS = 60_000
 _MOST_CONVERSATION_CHARACTERS = 20_000
 _MOST_ERROR_CHARACTERS = 1_000
-_ENUM = re.compile(r"ENUM\s*\((?:\s*'(?:[^']|'')*'\s*,?)*\s*\)")
+# An ENUM's type names its values, which are data; of one that does not read as such nothing is kept. Never tried twice.
+_ENUM = re.compile(r"ENUM\s*\((?:(?:\s*'(?:[^']|'')*+'\s*,?)*+\s*\)|.*)", re.DOTALL)
 _WHILE_RUNNING = {
     "Conversion": "A value in the data cannot be converted as the SQL asks; TRY_CAST gives NULL for such values.",
     "Invalid Input": "A value in the data does not suit a function of the SQL; look for its TRY_ form.",
@@ -135,4 +136,5 @@ def error_text(problem: ProblemError) -> str:
     if isinstance(problem, SqlRefused) and problem.may_quote_data:
         return _WHILE_RUNNING.get(problem.detail.partition(" Error:")[0], _SOME_ERROR)
     where = "" if "position" not in problem.extra else f" (at character {problem.extra['position']})"
-    return f"{problem.detail[:_MOST_ERROR_CHARACTERS]}{where}"
+    detail = _ENUM.sub("ENUM", problem.detail)
+    return f"{detail[:_MOST_ERROR_CHARACTERS]}{where}"
