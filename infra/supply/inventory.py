@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from stack_tools import IMAGES_ENV, ROOT, Failure, docker, setting
 
 _VARIABLE = re.compile(r"\$\{(BI_[A-Z_]*_IMAGE):-([^}]+)\}")
-_FIXED = re.compile(r"^\s*image:\s*([^\s$]+)\s*$", re.MULTILINE)
+_FIXED = re.compile(r"^\s*image:\s*([^\s$*&][^\s$]*)\s*$", re.MULTILINE)
 SAVE_SECONDS = 600
 BUILT_ON_DEMAND = {"loadtest": "not built yet (make load)", "llm": "not pulled yet (profile llm)"}
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "infra"))
 from stack_tools import Failure  # noqa: E402
 from supply import leaks, locks  # noqa: E402
 from supply.findings import Report  # noqa: E402
+from supply.inventory import stack_images  # noqa: E402
 from supply.locks import read_answer, releases  # noqa: E402
 
 SERVICE_LOCK = ROOT / "services/query/requirements.lock"
@@ -68,6 +69,14 @@ def jinja_accepted(folder: Path, until: dt.date) -> Path:
     return accepted(
         folder, kind="vulnerability", id="PYSEC-2019-217", where="*/old.lock", reason=reason, expires=str(until)
     )
+
+
+def test_every_image_that_the_stack_names_is_looked_at_under_its_own_name() -> None:
+    images = dict(stack_images())
+    assert {"query", "redis", "prometheus", "caddy", "grafana", "llm"} <= images.keys()
+    for name, reference in images.items():
+        assert re.fullmatch(r"[a-z-]+", name), name
+        assert re.fullmatch(r"[a-z0-9./_-]+:[\w.-]+", reference), reference
 
 
 def test_a_lock_with_a_vulnerable_release_fails_and_names_the_advisory_and_the_fix(
