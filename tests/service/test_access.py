@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.keys import cli, cli_keys
 from tests.support.redis_server import RedisServer
 from tests.support.service import Service, running, wait_until
 from tests.support.small import Small, make_small
@@ -51,18 +52,17 @@ def keys_file(shops: Small) -> Path:
 
 @pytest.fixture(scope="module")
 def keys(shops: Small, keys_file: Path) -> dict[str, str]:
-    def made(name: str, *words: str) -> str:
-        return cli(shops, keys_file, "add", name, *words).stdout.strip()
-
-    return {
-        "reader": made("reader"),
-        "analyst": made("analyst", "--role", "analyst"),
-        "admin": made("admin", "--role", "admin"),
-        "north": made("north", "--role", "analyst", "--policy", "shop", "--attribute", "shop=north"),
-        "south": made("south", "--role", "analyst", "--policy", "shop", "--attribute", "shop=south"),
-        "broken": made("broken", "--role", "analyst", "--policy", "broken"),
-        "few": made("few", "--rate-limit", "2/hour"),
-    }
+    return cli_keys(
+        shops,
+        keys_file,
+        reader="",
+        analyst="--role analyst",
+        admin="--role admin",
+        north="--role analyst --policy shop --attribute shop=north",
+        south="--role analyst --policy shop --attribute shop=south",
+        broken="--role analyst --policy broken",
+        few="--rate-limit 2/hour",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +70,6 @@ def service(shops: Small, keys: dict[str, str], keys_file: Path) -> Iterator[Ser
     audit = shops.root / "audit" / "audit.jsonl"
     with running(shops.snapshots, catalogue_dir=shops.catalogue, keys_file=keys_file, audit_log=audit) as service:
         yield service
-
-
-def cli(small: Small, file: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "BI_KEYS_FILE": str(file), "BI_CATALOGUE_DIR": str(small.catalogue)}
-    done = subprocess.run(
-        [sys.executable, "-m", "bi_query.cli", "keys", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 def ask(service: Service, key: str | None, method: str, path: str, **options: Any) -> httpx.Response:

@@ -17,12 +17,11 @@ import httpx
 import pytest
 
 from tests.support import scripted_model as script
+from tests.support.keys import cli_keys
 from tests.support.redis_server import RedisServer
 from tests.support.scripted_model import ScriptedModel, calls, runs_query, runs_sql, scripted_model
 from tests.support.service import Service, running, wait_until
 from tests.support.small import Small, make_small
-
-from .test_access import cli
 
 POLICIES = """
 shop:
@@ -65,18 +64,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 @pytest.fixture(scope="module")
 def keys(small: Small) -> dict[str, str]:
-    def made(name: str, *words: str) -> str:
-        return cli(small, small.root / "keys.json", "add", name, *words).stdout.strip()
-
-    return {
-        "reader": made("reader"),
-        "analyst": made("analyst", "--role", "analyst"),
-        "other": made("other", "--role", "analyst"),
-        "north": made("north", "--role", "analyst", "--policy", "shop", "--attribute", "shop=north"),
-        "south": made("south", "--role", "analyst", "--policy", "shop", "--attribute", "shop=south"),
-        "all": made("all", "--role", "analyst"),
-        "few": made("few", "--role", "analyst", "--rate-limit", "2/hour"),
-    }
+    return cli_keys(
+        small,
+        small.root / "keys.json",
+        reader="",
+        analyst="--role analyst",
+        other="--role analyst",
+        north="--role analyst --policy shop --attribute shop=north",
+        south="--role analyst --policy shop --attribute shop=south",
+        all="--role analyst",
+        few="--role analyst --rate-limit 2/hour",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,9 @@ import pytest
 from mcp import MCPError
 
 from tests.support.agent import MODES, Agent
+from tests.support.keys import cli_keys
 from tests.support.service import Service, running, wait_until
 from tests.support.small import Small, make_small
-
-from .test_access import cli
 
 POLICIES = """
 shop:
@@ -59,17 +58,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 @pytest.fixture(scope="module")
 def keys(small: Small) -> dict[str, str]:
-    def made(name: str, *words: str) -> str:
-        return cli(small, small.root / "keys.json", "add", name, *words).stdout.strip()
-
-    return {
-        "reader": made("reader"),
-        "analyst": made("analyst", "--role", "analyst"),
-        "admin": made("admin", "--role", "admin"),
-        "north": made("north", "--role", "analyst", "--policy", "shop", "--attribute", "shop=north"),
-        "south": made("south", "--role", "analyst", "--policy", "shop", "--attribute", "shop=south"),
-        "few": made("few", "--role", "analyst", "--rate-limit", "3/hour"),
-    }
+    return cli_keys(
+        small,
+        small.root / "keys.json",
+        reader="",
+        analyst="--role analyst",
+        admin="--role admin",
+        north="--role analyst --policy shop --attribute shop=north",
+        south="--role analyst --policy shop --attribute shop=south",
+        few="--role analyst --rate-limit 3/hour",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -118,10 +118,7 @@ class Engine:
         snapshot.hold()
         lane.admitted.add(run)
         lane.start_or_queue(run)
-        first_look_seconds = min(self._queue_timeout_seconds, timeout_seconds)
-        if job.is_ad_hoc:
-            first_look_seconds = min(first_look_seconds, _SPILL_LOOK_SECONDS)
-        run.timer = run.loop.call_later(first_look_seconds, self._look_at_the_clock, run)
+        self._look_within(run, min(self._queue_timeout_seconds, timeout_seconds))
         try:
             return await run.answer
         except asyncio.CancelledError:
@@ -146,9 +143,11 @@ class Engine:
             if run.job.is_ad_hoc and run.call.has_spilled_too_much():
                 self._stop(run, "spilled")
                 return
-        if run.job.is_ad_hoc:
-            left = min(left, _SPILL_LOOK_SECONDS)
-        run.timer = run.loop.call_later(left, self._look_at_the_clock, run)
+        self._look_within(run, left)
+
+    def _look_within(self, run: _Run, seconds: float) -> None:
+        seconds = min(seconds, _SPILL_LOOK_SECONDS) if run.job.is_ad_hoc else seconds
+        run.timer = run.loop.call_later(seconds, self._look_at_the_clock, run)
 
     def _stop(self, run: _Run, why: Stop) -> None:
         """End a run that nobody may wait for any longer: at once if it still waits, else as soon as DuckDB lets go."""
