@@ -314,6 +314,26 @@ def test_values_that_unpack_to_gigabytes_fail_within_the_publishers_memory_or_ar
     assert [path.name for path in small.snapshots.glob(".*") if path.name != ".publish.lock"] == []
 
 
+def one_text(path: Path, mebibytes: int) -> None:
+    """A file whose only value has this size in memory; a few kilobytes on disk."""
+    pq.write_table(pa.table({"t": ["x" * (mebibytes * MIB)]}), path, compression="zstd", use_dictionary=False)
+
+
+def test_tables_that_fit_into_the_publishers_memory_only_one_by_one_are_published(small: Small) -> None:
+    for number in range(6):
+        one_text(small.data / f"large_{number}.parquet", 60)
+    small.publish(engine_memory_bytes=200 * MIB, max_running_queries=4)
+    assert rows(small, "select length(t) from large_5") == [(60 * MIB,)]
+
+
+def test_a_table_too_large_for_the_publishers_memory_is_named_and_none_that_is_loaded_beside_it(small: Small) -> None:
+    for number in range(6):
+        one_text(small.data / f"large_{number}.parquet", 30)
+    one_text(small.data / "huge.parquet", 250)
+    with pytest.raises(PublishError, match=r"/huge\.parquet: Out of Memory"):
+        small.publish(engine_memory_bytes=200 * MIB, max_running_queries=4)
+
+
 def test_rows_without_end_in_a_small_file_stop_at_the_limits_of_disk_or_time(small: Small) -> None:
     bad = small.data / "bad.parquet"
     duckdb.sql(f"copy (select 'x' as a, 'y' as b from range(50_000_000)) to '{bad}' (format parquet, compression zstd)")

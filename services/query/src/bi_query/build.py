@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -16,9 +17,10 @@ import duckdb
 
 from .budget import Budget
 from .catalogue import Model
-from .errors import PublishError
+from .engine_errors import OUT_OF_MEMORY
+from .errors import PublishError, ShortOfMemory
 from .front_matter import error_line
-from .lines import shown
+from .lines import cause
 from .parquet_files import check_parquet, engine_path, find_damaged
 from .settings import Settings
 from .snapshot_files import MANIFEST_TABLE, Manifest, sync_folder
@@ -27,6 +29,8 @@ from .sources import Source
 _MAX_WORKERS = 4
 _INTERRUPT_AGAIN_SECONDS = 0.05
 _LOOK_AT_BUDGET_SECONDS = 0.2
+# A commit that finds no memory for its values says "TransactionContext Error: Failed to commit: could not allocate block".
+_SHORT_OF_MEMORY = (*OUT_OF_MEMORY, duckdb.TransactionException)
 Cursor = duckdb.DuckDBPyConnection
 
 
@@ -121,22 +125,40 @@ class _Work:
         self._lock = threading.Lock()
 
     def run(self, steps: Sequence[_Step]) -> None:
-        """Run all of them; what one raises stops the others."""
-        waiting, running = list(steps), dict[Future[None], _Step]()
+        """Run all of them; what one raises stops the others.
+
+        When one is short of memory the rest run one by one, it first: none pays for a huge neighbour, or is blamed for it.
+        """
+        if left := self._run(steps, max(1, min(self._workers, len(steps)))):
+            self._write_down()
+            self._run(left, 1)
+
+    def _write_down(self) -> None:
+        """Have what finished steps wrote leave the memory."""
+        with contextlib.suppress(*_SHORT_OF_MEMORY), self._connection.cursor() as cursor:
+            cursor.execute("CHECKPOINT")
+
+    def _run(self, steps: Sequence[_Step], workers: int) -> Sequence[_Step]:
+        """The steps that remain because of one that was short of memory beside others, that one first."""
+        waiting, running, short = list(steps), dict[Future[None], _Step](), list[_Step]()
         finished = {need for step in steps for need in step.needs} - {step.name for step in steps}
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="publish") as pool:
+        with ThreadPoolExecutor(workers, thread_name_prefix="publish") as pool:
             try:
-                while waiting or running:
-                    for step in [step for step in waiting if step.needs <= finished]:
+                while running or (waiting and not short):
+                    for step in [step for step in waiting if step.needs <= finished and not short]:
                         waiting.remove(step)
-                        running[pool.submit(self._run, step)] = step
+                        running[pool.submit(self._step, step)] = step
                     ended = wait(running, timeout=_LOOK_AT_BUDGET_SECONDS, return_when=FIRST_COMPLETED).done
                     self._observers.budget.check(self._files, [step.origin for step in running.values()])
                     for future in ended:
                         step = running.pop(future)
+                        if workers > 1 and isinstance(future.exception(), ShortOfMemory):
+                            short.append(step)
+                            continue
                         future.result()
                         finished.add(step.name)
                         self._observers.done(step.name)
+                return [*short, *waiting]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 while any(future.running() for future in running):  # an interrupt sent too early is lost: repeat
@@ -146,7 +168,7 @@ class _Work:
                     wait(running, timeout=_INTERRUPT_AGAIN_SECONDS)
                 raise
 
-    def _run(self, step: _Step) -> None:
+    def _step(self, step: _Step) -> None:
         with self._connection.cursor() as cursor:
             with self._lock:
                 self._active.add(cursor)
@@ -176,8 +198,8 @@ def _load(cursor: Cursor, source: Source, memory_bytes: int) -> None:
         )
     except duckdb.InterruptException:
         raise
-    except duckdb.OutOfMemoryException as error:
-        raise PublishError(f"{source.root}: {cause(error)}") from error
+    except _SHORT_OF_MEMORY as error:
+        raise ShortOfMemory(f"{source.root}: {cause(error)}") from error
     except duckdb.Error as error:
         named = [path for path in source.paths if str(path) in str(error)]
         culprit = named[0] if named else find_damaged(source.paths, memory_bytes) or source.root
@@ -191,17 +213,18 @@ def _materialise(cursor: Cursor, model: Model) -> None:
         cursor.execute(prefix + model.sql)
     except duckdb.InterruptException:
         raise
-    except duckdb.Error as error:
+    except (duckdb.Error, MemoryError) as error:
+        raised = ShortOfMemory if isinstance(error, _SHORT_OF_MEMORY) else PublishError
         line = model.sql_line + max(0, error_line(str(error)) - 1)
         hint = (
             "; a model reads tables and models only, put the file into the data folder"
             if _is_file_access(error)
             else ""
         )
-        raise PublishError(f"{model.path}:{line}: model '{model.name}' failed: {cause(error)}{hint}") from error
+        raise raised(f"{model.path}:{line}: model '{model.name}' failed: {cause(error)}{hint}") from error
 
 
-def _is_file_access(error: duckdb.Error) -> bool:
+def _is_file_access(error: Exception) -> bool:
     return isinstance(error, duckdb.PermissionException)
 
 
@@ -252,9 +275,3 @@ def _count(connection: Cursor, name: str) -> Any:
 def quoted(name: str) -> str:
     """`name` as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def cause(error: BaseException) -> str:
-    """The first line of an error's text, safe to show: a file's own words may be in it."""
-    text = str(error).strip()
-    return shown(text.splitlines()[0]) if text else type(error).__name__

@@ -23,6 +23,10 @@ class PublishError(BiQueryError):
     """Publishing failed; the text names the file or model. The old snapshot stays in place."""
 
 
+class ShortOfMemory(PublishError):
+    """There was not enough memory for one file or model, at least not beside what else was worked on."""
+
+
 class PublishBusy(PublishError):
     """Another publish holds the snapshot folder. Says nothing about the data."""
 

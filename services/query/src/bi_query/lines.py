@@ -59,3 +59,9 @@ def json_line(document: Any) -> bytes:
     if line.isascii() and b"\x7f" not in line:
         return line
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()
+
+
+def cause(error: BaseException) -> str:
+    """The first line of an error's text, safe to show: a file's own words may be in it."""
+    text = str(error).strip()
+    return shown(text.splitlines()[0]) if text else type(error).__name__

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import duckdb
 
-from .errors import PublishError
-from .lines import shown
+from .engine_errors import OUT_OF_MEMORY
+from .errors import PublishError, ShortOfMemory
+from .lines import cause
 from .regular_files import open_file
 
 _MAGIC = b"PAR1"
@@ -68,8 +69,9 @@ def check_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise PublishError(f"{path}: its Parquet footer is said to be longer than the file")
     try:
         nodes = connection.execute(_SCHEMA, {"path": engine_path(path)}).fetchall()
-    except duckdb.Error as error:
-        raise PublishError(f"{path}: its Parquet footer cannot be read: {shown(str(error).splitlines()[0])}") from error
+    except (duckdb.Error, MemoryError) as error:
+        raised = ShortOfMemory if isinstance(error, OUT_OF_MEMORY) else PublishError
+        raise raised(f"{path}: its Parquet footer cannot be read: {cause(error)}") from error
     _check_schema(path, nodes)
 
 
@@ -106,7 +108,7 @@ def find_damaged(paths: tuple[Path, ...], memory_bytes: int) -> Path | None:
                 connection.fetchall()
             except duckdb.InterruptException:
                 return None
-            except (duckdb.OutOfMemoryException, MemoryError):
+            except OUT_OF_MEMORY:
                 continue
             except duckdb.Error:
                 return path

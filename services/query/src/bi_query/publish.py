@@ -18,10 +18,11 @@ import duckdb
 from tqdm import tqdm
 
 from .budget import Budget
-from .build import Observers, Plan, build, cause, remove_leftovers, verify
+from .build import Observers, Plan, build, remove_leftovers, verify
 from .catalogue import Catalogue, Model
 from .dependencies import order_models
 from .errors import PublishBusy, PublishError
+from .lines import cause
 from .publish_status import write_status
 from .rollback import kept_snapshots
 from .settings import Settings
