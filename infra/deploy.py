@@ -3,8 +3,8 @@
 
 Each new replica must be healthy before an old one is asked to leave. The old ones are stopped (they drain: see
 BI_DRAIN_SECONDS) but kept until the last new one serves, so that going back is starting them again. Then come the other
-services whose image or settings changed. `--no-build` takes the images as they are. BI_DEPLOY_SECONDS (120): how long
-a new replica may take to become healthy.
+services whose image, settings or mounted files changed. `--no-build` takes the images as they are. BI_DEPLOY_SECONDS
+(120): how long a new replica may take to become healthy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 
 from exchange import refuse_interrupted
+from mounted import PRODUCTION, is_production_edge, read_anew
 from stack_tools import (
     SERVICE_LABEL,
     STATE,
@@ -29,16 +30,14 @@ from stack_tools import (
     run,
     seconds,
     setting,
+    wait_healthy,
 )
 from volumes import volumes_of
 
 voice = Voice("deploy")
 # The edge asks its replicas every second (infra/caddy/production.caddy): so long until it has found a new one.
 EDGE_FINDS_SECONDS = 3.0
-POLL_SECONDS = 0.5
-RELOAD_EDGE = ("caddy", "reload", "--config", "/etc/caddy/production.caddy", "--adapter", "caddyfile",
-               "--address", "unix//tmp/caddy-admin.sock")  # fmt: skip
-CHECK_EDGE = ("caddy", "adapt", "--config", "/etc/caddy/production.caddy", "--adapter", "caddyfile")
+CHECK_EDGE = ("caddy", "adapt", "--config", PRODUCTION, "--adapter", "caddyfile")
 
 
 @dataclass
@@ -109,27 +108,6 @@ class Release:
 def is_healthy(container: Json) -> bool:
     """As docker's own check of it says."""
     return bool(container["State"].get("Health", {}).get("Status") == "healthy")
-
-
-def wait_healthy(container: str, within_seconds: float) -> None:
-    """Until docker calls it healthy. Raises `Failure`, with its last log lines, when it ends, or time does."""
-    deadline = time.monotonic() + within_seconds
-    while True:
-        state, restarts = docker(
-            "inspect", "--format", "{{.State.Status}}/{{if .State.Health}}{{.State.Health.Status}}{{end}} {{.RestartCount}}",
-            container,
-        ).split()  # fmt: skip
-        if state == "running/healthy":
-            return
-        if restarts != "0" or state.startswith(("exited", "dead", "restarting")):
-            reason = "it ended by itself"
-        elif time.monotonic() > deadline:
-            reason = f"it was not healthy within {within_seconds:g} s ({state})"
-        else:
-            time.sleep(POLL_SECONDS)
-            continue
-        log = run("sh", "-c", f"docker logs --tail 12 {container} 2>&1", check=False)
-        raise Failure(f"{reason}; its last words:\n" + "\n".join(f"  | {line[:300]}" for line in log.splitlines()))
 
 
 def main(arguments: list[str]) -> int:
@@ -220,13 +198,8 @@ def get_images(query: Json) -> None:
 
 def check_edge(project: str) -> None:
     """That the running edge can read its files as they are now, before anything is changed."""
-    for edge in production_edges(project):
+    for edge in filter(is_production_edge, containers(project, "edge")):
         docker("exec", edge["Id"], *CHECK_EDGE)
-
-
-def production_edges(project: str) -> list[Json]:
-    """The edge, when it is production's, which can be told to read its files anew."""
-    return [edge for edge in containers(project, "edge") if "/etc/caddy/production.caddy" in edge["Config"]["Cmd"]]
 
 
 def run_one_shot(project: str, name: str) -> None:
@@ -242,18 +215,17 @@ def run_one_shot(project: str, name: str) -> None:
 
 
 def update(project: str, *groups: list[str]) -> None:
-    """Replace those of the other services whose image or settings changed; all must be healthy in the end."""
+    """Replace those of the other services whose image or settings changed, and restart those whose mounted files did; all
+    must be healthy in the end.
+    """
     before = {container["Id"] for container in containers(project)}
-    edges = {edge["Id"] for edge in production_edges(project)}
     limit = setting("BI_UP_SECONDS", "300")
     for services in filter(None, groups):
         compose("up", "-d", "--no-build", "--wait", "--wait-timeout", limit, *services, timeout=900)
     after = containers(project)
     replaced = sorted({str(c["Config"]["Labels"][SERVICE_LABEL]) for c in after if c["Id"] not in before})
-    voice.say(f"replaced besides: {', '.join(replaced)}" if replaced else "nothing else had changed")
-    for edge in edges & {container["Id"] for container in after}:
-        docker("exec", edge, *RELOAD_EDGE)
-        voice.say("the edge has read its files (nothing happens when they are the same)")
+    voice.say(f"replaced besides: {', '.join(replaced)}" if replaced else "no other service had to be replaced")
+    read_anew(project, voice)
 
 
 if __name__ == "__main__":

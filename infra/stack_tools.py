@@ -25,6 +25,7 @@ IMAGES_ENV = STATE / "images.env"
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
 ONE_OFF_LABEL = "com.docker.compose.oneoff"
+POLL_SECONDS = 0.5
 
 Json = dict[str, Any]
 
@@ -163,6 +164,27 @@ def containers(project: str, service: str = "", *, every: bool = False) -> list[
     ids = docker("ps", "-q", "--no-trunc", *(["-a"] if every else []), *flags).split()
     found: list[Json] = json.loads(docker("inspect", *ids)) if ids else []
     return sorted(found, key=lambda container: str(container["Created"]))
+
+
+def wait_healthy(container: str, within_seconds: float) -> None:
+    """Until docker calls it healthy. Raises `Failure`, with its last log lines, when it ends, or time does."""
+    deadline = time.monotonic() + within_seconds
+    while True:
+        state, restarts = docker(
+            "inspect", "--format", "{{.State.Status}}/{{if .State.Health}}{{.State.Health.Status}}{{end}} {{.RestartCount}}",
+            container,
+        ).split()  # fmt: skip
+        if state == "running/healthy":
+            return
+        if restarts != "0" or state.startswith(("exited", "dead", "restarting")):
+            reason = "it ended by itself"
+        elif time.monotonic() > deadline:
+            reason = f"it was not healthy within {within_seconds:g} s ({state})"
+        else:
+            time.sleep(POLL_SECONDS)
+            continue
+        log = run("sh", "-c", f"docker logs --tail 12 {container} 2>&1", check=False)
+        raise Failure(f"{reason}; its last words:\n" + "\n".join(f"  | {line[:300]}" for line in log.splitlines()))
 
 
 def setting(name: str, default: str = "") -> str:

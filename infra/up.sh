@@ -29,6 +29,8 @@ if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting 
   done < <(compose ps -a --format '{{.Service}}\t{{.Status}}' | grep -vE '\(healthy\)|Exited \(0\)' | cut -f1 | sort -u)
   exit 1
 fi
+# What ran already, and reads its files at its start alone, runs on those of before.
+if has_python; then "$python" infra/mounted.py || exit 1; fi
 
 echo "up: healthy after $((SECONDS - started)) s"
 if [[ $(setting COMPOSE_FILE "") == *compose.prod.yaml* ]]; then

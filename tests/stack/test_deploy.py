@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import mounted
 import pytest
+import stack_tools
 
 from tests.support.production import ProductionStack
 from tests.support.service import wait_until
-from tests.support.stack import MEASURED, docker
+from tests.support.stack import MEASURED, PROJECT_LABEL, ROOT, SERVICE_LABEL, compose_image, docker
 
 from .traffic import traffic
 
@@ -19,6 +23,8 @@ DEPLOY = ("python3", "infra/deploy.py", "--no-build")
 # Serves nothing, says nothing, and does not end: what a release is like that waits for something that never comes.
 HANGS = r"""printf '#!/bin/sh\n[ "$1" = publish ] && exit 0\nexec sleep 600\n' > /opt/bi/bin/bi-query"""
 FAILS_TO_PUBLISH = r"""printf '#!/bin/sh\necho cannot publish; exit 4\n' > /opt/bi/bin/bi-query"""
+# A program that reads its settings once, as Prometheus does.
+READS_ONCE = "cat /etc/one.conf /etc/folder/* > /tmp/read; exec sleep 600"
 ENDS = HANGS.replace("exec sleep 600", "echo no such setting; exit 3")
 
 
@@ -115,3 +121,87 @@ def test_a_release_whose_publish_fails_replaces_nothing_and_leaves_the_name_to_t
         assert docker("image", "inspect", "--format", "{{.Id}}", name).strip() == old
     finally:
         docker("tag", old, name)
+
+
+def started(production: ProductionStack) -> dict[str, str]:
+    return {
+        c["Config"]["Labels"][SERVICE_LABEL]: c["State"]["StartedAt"]
+        for c in production.inspect(running=True)
+        if c["Config"]["Labels"][SERVICE_LABEL] != "query"
+    }
+
+
+def test_a_deploy_restarts_the_services_whose_mounted_files_changed_and_no_other(production: ProductionStack) -> None:
+    before = started(production)
+    for name in ("alerts/rules", "infra/caddy/production.caddy"):
+        os.utime(ROOT / name)
+    done = production.program(*DEPLOY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "restarting prometheus: alerts/rules changed" in done.stdout
+    assert "the edge has read its files anew" in done.stdout
+    after = started(production)
+    assert [name for name in after if after[name] != before[name]] == ["prometheus"]
+    done = production.program("python3", "infra/mounted.py")
+    assert (done.returncode, "restarting" in done.stdout) == (0, False), "it runs on the new files already"
+
+
+@pytest.fixture
+def reader(tmp_path: Path, engine: None) -> Iterator[str]:
+    """A service that has read `tmp_path`'s files when it started; the project it is of."""
+    project = f"bi-test-{uuid.uuid4().hex[:8]}"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "one.conf").write_text("old\n")
+    (tmp_path / "folder/rules").write_text("old rules\n")
+    labels = {PROJECT_LABEL: project, SERVICE_LABEL: "reader", stack_tools.ONE_OFF_LABEL: "False"}
+    flags = [flag for name, value in labels.items() for flag in ("--label", f"{name}={value}")]
+    for name in ("one.conf", "folder"):
+        flags += ["-v", f"{tmp_path}/{name}:/etc/{name}:ro"]
+    flags += ["--restart", "unless-stopped", "--health-cmd", "test -s /tmp/read", "--health-start-interval", "0.2s"]
+    flags += ["--health-start-period", "30s", "--stop-timeout", "0", "--entrypoint", "sh"]
+    container = docker("run", "-d", *flags, compose_image("BI_REDIS_IMAGE"), "-c", READS_ONCE).strip()
+    try:
+        stack_tools.wait_healthy(container, 30)
+        yield project
+    finally:
+        docker("rm", "-f", container)
+
+
+def read_by(project: str) -> str:
+    (container,) = stack_tools.containers(project)
+    return docker("exec", container["Id"], "cat", "/tmp/read")
+
+
+def replace(path: Path, text: str) -> None:
+    """As git and editors do: another file takes the name."""
+    path.with_name("new").write_text(text)
+    path.with_name("new").rename(path)
+
+
+def test_a_service_reads_a_mounted_file_that_was_replaced_by_renaming(
+    reader: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mounted.read_anew(reader, stack_tools.Voice("test"), [tmp_path])
+    assert capsys.readouterr().out == "", "nothing had changed"
+    # An old time of its own, as a file out of an archive has.
+    replace(tmp_path / "one.conf", "new\n")
+    os.utime(tmp_path / "one.conf", (1, 1))
+    mounted.read_anew(reader, stack_tools.Voice("test"), [tmp_path])
+    assert read_by(reader) == "new\nold rules\n"
+    assert f"restarting reader: {tmp_path}/one.conf changed" in capsys.readouterr().out
+    mounted.read_anew(reader, stack_tools.Voice("test"), [tmp_path])
+    assert capsys.readouterr().out == "", "restarted again, for nothing"
+
+
+def test_a_service_reads_its_mounted_folder_when_a_file_in_it_came_or_went(reader: str, tmp_path: Path) -> None:
+    (tmp_path / "folder/more").write_text("more\n")
+    mounted.read_anew(reader, stack_tools.Voice("test"), [tmp_path])
+    assert read_by(reader) == "old\nmore\nold rules\n"
+    (tmp_path / "folder/rules").unlink()
+    mounted.read_anew(reader, stack_tools.Voice("test"), [tmp_path])
+    assert read_by(reader) == "old\nmore\n"
+
+
+def test_folders_that_are_the_users_own_restart_nothing(reader: str, tmp_path: Path) -> None:
+    replace(tmp_path / "one.conf", "new\n")
+    mounted.read_anew(reader, stack_tools.Voice("test"), [tmp_path / "elsewhere"])
+    assert read_by(reader) == "old\nold rules\n"
