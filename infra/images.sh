@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gets every image the compose files name (`make images`): found locally, else pulled, else a stand-in built from Debian
-# packages. Writes what differs from compose.yaml's defaults to .stack/images.env, which `make up` hands to compose.
+# Gets every image the compose files name (`make images`): found locally, else pulled, else, where its registry cannot be
+# reached, a stand-in built from Debian packages. A registry that answers and refuses is a failure, and said. Writes what differs from compose.yaml's defaults to .stack/images.env, which `make up` hands to compose.
 #   infra/images.sh            all of it, then our own image
 #   infra/images.sh --refresh  also rebuild stand-ins that exist already
 #   infra/images.sh --standins stand-ins only, without looking for the real images (to test them)
@@ -16,8 +16,10 @@ readonly OVERRIDES=$STATE/images.env
 readonly BASE=bi-standin/debian:trixie
 PULL_SECONDS=$(setting BI_PULL_SECONDS 300)
 readonly PULL_SECONDS
-readonly PROBE_SECONDS=20     # for the first word from a registry; after one refusal it is not asked again
-refused=" "
+# What docker says of a registry that it cannot connect to. One that answers, whatever it says, is not among these.
+readonly NO_CONNECTION='no such host|server misbehaving|name resolution|dial tcp|i/o timeout|handshake timeout|Client\.Timeout|deadline exceeded|connection re(fused|set)|network is unreachable|no route to host|proxyconnect|: EOF'
+unreachable=" "
+failures=()
 refresh=false
 force=false
 secrets=
@@ -40,18 +42,39 @@ registry_of() { # quay.io of quay.io/a/b:1; docker.io where none is named
   case ${1%%/*} in *.* | *:*/* | localhost) [ "$1" != "${1%%/*}" ] && echo "${1%%/*}" || echo docker.io ;; *) echo docker.io ;; esac
 }
 
-pull() { # pull <image>: 1 when its registry cannot be had
-  local registry
+pull() { # pull <image>: 1 when its registry cannot be reached (or shall not be asked), 2 when it answers and refuses
+  local registry words status=0
   registry=$(registry_of "$1")
   [ "$(setting BI_OFFLINE false)" != true ] || return 1
-  case $refused in *" $registry "*) return 1 ;; esac
-  if ! timeout "$PROBE_SECONDS" docker manifest inspect "$1" >/dev/null 2>&1; then
-    refused+="$registry "
-    say "no answer from $registry for $1; it is not asked again in this run"
+  case $unreachable in *" $registry "*) return 1 ;; esac
+  say "pulling $1"
+  words=$(timeout "$PULL_SECONDS" docker pull -q "$1" 2>&1 >/dev/null) || status=$?
+  [ "$status" != 0 ] || return 0
+  if [ "$status" != 124 ] && grep -qE "$NO_CONNECTION" <<<"$words"; then
+    unreachable+="$registry "
+    say "$registry cannot be reached, and is not asked again in this run: $words"
     return 1
   fi
-  say "pulling $1"
-  timeout "$PULL_SECONDS" docker pull -q "$1" >/dev/null || { say "pulling $1 failed or took over $PULL_SECONDS s"; return 1; }
+  failures+=("$1: $(why "$registry" "$status" "$words")")
+  say "FAILED: ${failures[-1]}"
+  [ -z "$words" ] || say "docker's words: $words"
+  return 2
+}
+
+why() { # why <registry> <exit code> <docker's words>: a refused pull in plain words
+  if [ "$2" = 124 ]; then
+    echo "not pulled within $PULL_SECONDS s (BI_PULL_SECONDS)"
+  elif grep -qiE 'toomanyrequests|too many requests|429' <<<"$3"; then
+    echo "$1 allows no more pulls for now: wait, or docker login $1"
+  elif grep -qiE 'unauthorized|denied|authentication|no basic auth|forbidden' <<<"$3"; then
+    echo "$1 has no such image, or wants a login for it: docker login $1"
+  elif grep -qiE 'manifest unknown|name unknown|not found' <<<"$3"; then
+    echo "$1 has no such image or tag"
+  elif grep -q 'x509' <<<"$3"; then
+    echo "the engine does not trust the certificate of $1"
+  else
+    echo "the pull failed"
+  fi
 }
 
 # --- what builds need of this host, as files of one private folder that goes away at the end --------------------------
@@ -139,10 +162,13 @@ standin() { # standin <target> -> the tag it was built under; 1 where Debian has
 # --- all of them ---------------------------------------------------------------------------------------------------
 
 resolve() { # resolve <VARIABLE> <image>: writes the override when the image is not the one compose.yaml names
-  local variable=$1 image=$2 target
+  local variable=$1 image=$2 target status=0
   if ! $force; then
     if have "$image"; then say "ok: $image"; return 0; fi
-    if pull "$image"; then say "ok: $image (pulled)"; return 0; fi
+    pull "$image" || status=$?
+    [ "$status" != 0 ] || { say "ok: $image (pulled)"; return 0; }
+    # Not a stand-in for it: who named another image or tag would not get what was asked for, and not hear of it.
+    [ "$status" = 1 ] || return 0
   fi
   target=$(echo "${variable#BI_}" | sed 's/_IMAGE$//' | tr 'A-Z_' 'a-z-')
   if standin "$target"; then
@@ -157,10 +183,25 @@ resolve() { # resolve <VARIABLE> <image>: writes the override when the image is 
   fi
 }
 
+own_of_registry() { # own_of_registry <image> <pull policy>: our own image, where a registry of the user's has it
+  if [ "$2" != always ] && have "$1"; then say "ok: $1"; return 0; fi
+  pull "$1" || give_up "$1 cannot be pulled, and BI_QUERY_PULL_POLICY=$2 says that it is not built here"
+  say "ok: $1 (pulled)"
+}
+
+give_up() { # give_up <otherwise>: the pulls that were refused, or else these words, and the end
+  [ ${#failures[@]} -gt 0 ] || die "$1"
+  printf 'images: %s\n' "${failures[@]}" >&2
+  die "correct the image in ${env_file}, or mend what is said above; BI_OFFLINE=true asks no registry and takes stand-ins"
+}
+
 own_image() { # our own image, on the Python base that was found
-  local image python revision
+  local image policy python revision
   # shellcheck disable=SC2016  # compose's own syntax, matched as text
   image=$(sed -n 's/.*\${BI_QUERY_IMAGE:-\([^}]*\)}.*/\1/p' compose.yaml | head -n 1)
+  policy=$(setting BI_QUERY_PULL_POLICY never)
+  # Never a build under a name of the user's registry: it would pass for the release of that name.
+  case $policy in never | build) ;; *) own_of_registry "$(setting BI_QUERY_IMAGE "$image")" "$policy"; return 0 ;; esac
   [ -f services/query/Dockerfile ] || { say "services/query/Dockerfile is not there yet: skipped"; return 0; }
   image=$(setting BI_QUERY_IMAGE "$image")
   python=$(setting BI_PYTHON_IMAGE "")
@@ -188,6 +229,7 @@ main() {
   if [ "${1:-}" = --own ]; then own_image; return 0; fi
   printf '# Written by make images: what is used here instead of the images compose.yaml names.\n' >"$OVERRIDES.new"
   while read -r variable image; do resolve "$variable" "$image"; done < <(wanted)
+  [ ${#failures[@]} -eq 0 ] || give_up ""
   mv "$OVERRIDES.new" "$OVERRIDES"
   own_image
 }
