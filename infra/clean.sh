@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make clean`: deletes the stack with its data, after saying what goes. Your .env, data folder and alert secrets stay.
+# `make clean`: deletes the stack with its data, after saying what goes. Your .env, data folder and the folders in local stay.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=infra/lib.sh

@@ -199,16 +199,31 @@ def test_compose_gives_the_service_longer_to_stop_than_it_takes(compose: dict[st
     assert default and seconds(compose["services"]["query"]["stop_grace_period"]) > float(default[1]) + 5
 
 
-def test_what_compose_mounts_from_the_repository_is_there(compose: dict[str, Any]) -> None:
-    # Docker would make an empty folder in the place of a missing file, and the service would fail on that.
-    made_by_docker = {str(ROOT / f".stack/{name}") for name in ("alert-secrets", "llm-secrets", "targets")}
-    missing = [
+def test_what_compose_mounts_from_the_repository_is_committed() -> None:
+    # In the place of what is missing the engine makes an empty folder, as root: a service fails on it where a file is meant,
+    # and where the folder is beside files of the user's own commands, these can write there no more.
+    stacks = [resolve(*PROFILES), resolve("-f", str(PRODUCTION_FILE), *PROFILES, BI_DOMAIN="bi.test")]
+    mounted = {
         volume["source"]
-        for service in compose["services"].values()
+        for stack in stacks
+        for service in stack["services"].values()
         for volume in service.get("volumes", [])
-        if volume["type"] == "bind" and volume["source"] not in made_by_docker and not Path(volume["source"]).exists()
+        if volume["type"] == "bind"
+    }
+    assert len([path for path in mounted if path.startswith(f"{ROOT}/local/")]) == 4
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    missing = [
+        path
+        for path in sorted(mounted)
+        if not subprocess.run([*listed, path], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", ["alert-secrets/slack-url", "llm-secrets/api-key", "targets/probe-x.yaml", "tls/key.pem"])
+def test_what_a_user_puts_into_the_folders_of_this_machine_is_never_committed(name: str) -> None:
+    command = ["git", "check-ignore", "-q", f"local/{name}"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def test_another_project_name_moves_everything(compose: dict[str, Any]) -> None:
