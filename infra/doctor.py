@@ -14,6 +14,7 @@ from pathlib import Path
 
 import doctor_engine as engine
 import doctor_host as host
+from doctor_alerts import alerts
 from findings import Finding, as_json, fail, text
 from stack_tools import ROOT, Failure, Json, configuration, env_file
 
@@ -61,7 +62,7 @@ def of_the_stack(resolved: Json, facts: Json) -> list[Finding]:
     findings = engine.memory(services, facts) if facts else []
     findings += engine.disk(facts, data_bytes, prometheus_bytes(services)) if facts else []
     findings += engine.ports(str(resolved["name"]), services, asks_engine=bool(facts))
-    return findings + data + host.certificates(services) + host.model(services)
+    return findings + data + host.certificates(services) + host.model(services) + alerts(services)
 
 
 def prometheus_bytes(services: Json) -> int:

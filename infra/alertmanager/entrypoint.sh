@@ -1,6 +1,7 @@
 #!/bin/sh
 # Writes Alertmanager's configuration from settings, checks it, and becomes Alertmanager. Arguments go to Alertmanager.
 # `entrypoint.sh --render` only writes. Runs as any user; needs one writable folder (a tmpfs is meant).
+# In .env each has BI_ in front (ALERT_GRAFANA_URL is BI_GRAFANA_URL), and so have they in what is said of them here.
 #
 #   ALERT_CONFIG            where to write (default /tmp/alertmanager.yaml)
 #   ALERT_RECEIVER          none (default) | webhook | email | slack
@@ -35,19 +36,19 @@ quoted() {
 
 # needs NAME VALUE: a setting that the chosen receiver cannot do without.
 needs() {
-    [ -n "$2" ] || fail "ALERT_RECEIVER=$RECEIVER needs $1"
+    [ -n "$2" ] || fail "BI_ALERT_RECEIVER=$RECEIVER needs BI_$1"
 }
 
 # secret NAME PATH: a setting that names a file with a secret in it.
 secret() {
     needs "$1" "$2"
-    [ -r "$2" ] || fail "$1: cannot read $2"
-    [ -s "$2" ] || fail "$1: $2 is empty"
+    [ -r "$2" ] || fail "BI_$1: cannot read $2"
+    [ -s "$2" ] || fail "BI_$1: $2 is empty"
 }
 
 # duration NAME VALUE: what goes into the file as it is must look as it should.
 duration() {
-    printf '%s\n' "$2" | grep -Eqx '([0-9]+(ms|s|m|h|d))+' || fail "$1 is not a duration: $2"
+    printf '%s\n' "$2" | grep -Eqx '([0-9]+(ms|s|m|h|d))+' || fail "BI_$1 is not a duration: $2"
 }
 
 webhook() {
@@ -79,7 +80,7 @@ email() {
     needs ALERT_EMAIL_TO "${ALERT_EMAIL_TO:-}"
     needs ALERT_EMAIL_FROM "${ALERT_EMAIL_FROM:-}"
     needs ALERT_SMTP_HOST "${ALERT_SMTP_HOST:-}"
-    case ${ALERT_SMTP_TLS:-true} in true | false) ;; *) fail "ALERT_SMTP_TLS is true or false" ;; esac
+    case ${ALERT_SMTP_TLS:-true} in true | false) ;; *) fail "BI_ALERT_SMTP_TLS is true or false" ;; esac
     cat <<YAML
     email_configs:
       - to: $(quoted "$ALERT_EMAIL_TO")
@@ -160,7 +161,7 @@ YAML
         webhook) webhook ;;
         slack) slack ;;
         email) email ;;
-        *) fail "ALERT_RECEIVER is none, webhook, email or slack, not $RECEIVER" ;;
+        *) fail "BI_ALERT_RECEIVER is none, webhook, email or slack, not $RECEIVER" ;;
     esac
     echo "  - name: heartbeat"
     heartbeat
@@ -169,7 +170,7 @@ YAML
 duration ALERT_GROUP_WAIT "$GROUP_WAIT"
 duration ALERT_GROUP_INTERVAL "$GROUP_INTERVAL"
 duration ALERT_REPEAT_INTERVAL "$REPEAT_INTERVAL"
-case $GRAFANA in *[!A-Za-z0-9:/._~-]*) fail "ALERT_GRAFANA_URL is not a plain address: $GRAFANA" ;; esac
+case $GRAFANA in *[!A-Za-z0-9:/._~-]*) fail "BI_GRAFANA_URL is not a plain address: $GRAFANA" ;; esac
 
 umask 077
 # In two steps: a `fail` inside must end this script, and half a file must not stay.

@@ -92,13 +92,20 @@ def test_without_a_heartbeat_address_the_watchdog_goes_nowhere(settings: dict[st
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"ALERT_RECEIVER": "pager"}, "not pager"),
-        ({"ALERT_RECEIVER": "webhook", "ALERT_WEBHOOK_URL_FILE": ""}, "needs ALERT_WEBHOOK_URL_FILE"),
-        ({"ALERT_RECEIVER": "webhook", "ALERT_WEBHOOK_URL_FILE": "/nowhere"}, "cannot read /nowhere"),
-        ({"ALERT_RECEIVER": "slack", "ALERT_SLACK_URL_FILE": "/dev/null"}, "/dev/null is empty"),
-        ({"ALERT_RECEIVER": "email", "ALERT_SMTP_HOST": ""}, "needs ALERT_SMTP_HOST"),
-        ({"ALERT_RECEIVER": "email", "ALERT_SMTP_TLS": "maybe"}, "true or false"),
-        ({"ALERT_GROUP_WAIT": "soon"}, "ALERT_GROUP_WAIT is not a duration: soon"),
+        ({"ALERT_RECEIVER": "pager"}, "BI_ALERT_RECEIVER is none, webhook, email or slack, not pager"),
+        ({"ALERT_RECEIVER": "webhook", "ALERT_WEBHOOK_URL_FILE": ""}, "needs BI_ALERT_WEBHOOK_URL_FILE"),
+        (
+            {"ALERT_RECEIVER": "webhook", "ALERT_WEBHOOK_URL_FILE": "/nowhere"},
+            "BI_ALERT_WEBHOOK_URL_FILE: cannot read /nowhere",
+        ),
+        (
+            {"ALERT_RECEIVER": "slack", "ALERT_SLACK_URL_FILE": "/dev/null"},
+            "BI_ALERT_SLACK_URL_FILE: /dev/null is empty",
+        ),
+        ({"ALERT_RECEIVER": "email", "ALERT_SMTP_HOST": ""}, "needs BI_ALERT_SMTP_HOST"),
+        ({"ALERT_RECEIVER": "email", "ALERT_SMTP_TLS": "maybe"}, "BI_ALERT_SMTP_TLS is true or false"),
+        ({"ALERT_GRAFANA_URL": "http://x'"}, "BI_GRAFANA_URL is not a plain address"),
+        ({"ALERT_GROUP_WAIT": "soon"}, "BI_ALERT_GROUP_WAIT is not a duration: soon"),
     ],
 )
 def test_a_setting_that_is_missing_or_wrong_is_named(

@@ -220,7 +220,9 @@ def test_what_compose_mounts_from_the_repository_is_committed() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["alert-secrets/slack-url", "llm-secrets/api-key", "targets/probe-x.yaml", "tls/key.pem"])
+@pytest.mark.parametrize(
+    "name", ["alert-secrets/slack-url", "llm-secrets/api-key", "targets/probe-x.yaml", "tls/key.pem"]
+)
 def test_what_a_user_puts_into_the_folders_of_this_machine_is_never_committed(name: str) -> None:
     command = ["git", "check-ignore", "-q", f"local/{name}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0

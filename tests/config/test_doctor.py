@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import doctor_host
 import pytest
 from doctor_engine import version
 from findings import ok
+from stack_tools import assignments
 
 from tests.support.service import free_port, wait_until
 from tests.support.small import make_small
@@ -466,6 +468,86 @@ def test_production_needs_the_certificate_that_it_names(machine: Machine, tmp_pa
     assert "trusted by nobody" in only(machine, "tls", "warn")
     edge["environment"]["EDGE_TLS"] = "acne"
     assert "BI_TLS=acne is unknown" in only(machine, "tls")
+
+
+def alerting(machine: Machine, folder: Path, *, production: bool = True, **settings: str) -> None:
+    """A machine with Alertmanager and these settings of it, and a heartbeat's file unless they say otherwise."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    (folder / "heartbeat").write_text("https://beat.test/\n")
+    environment = {"ALERT_RECEIVER": "none", "ALERT_HEARTBEAT_URL_FILE": "/run/alert-secrets/heartbeat"} | settings
+    machine.config["services"]["alertmanager"] = {
+        "restart": "unless-stopped",
+        "environment": environment,
+        "volumes": [{"type": "bind", "source": str(folder), "target": "/run/alert-secrets"}],
+    }
+    machine.config["services"]["edge"]["environment"] = {"EDGE_TLS": "acme"} if production else {}
+
+
+SLACK = {
+    "ALERT_RECEIVER": "slack",
+    "ALERT_SLACK_URL_FILE": "/run/alert-secrets/slack-url",
+    "ALERT_SLACK_CHANNEL": "#bi",
+}
+
+
+def test_alerts_that_reach_nobody_warn_in_production_alone(machine: Machine, tmp_path: Path) -> None:
+    alerting(machine, tmp_path / "secrets")
+    assert "nobody is told when something fails -> BI_ALERT_RECEIVER=" in only(machine, "alerts", "warn")
+    (tmp_path / "secrets/slack-url").write_text("https://slack.test/\n")
+    alerting(machine, tmp_path / "secrets", **SLACK)
+    assert machine.findings("warn") == machine.findings("FAIL") == {}
+    alerting(machine, tmp_path / "secrets", **SLACK, ALERT_HEARTBEAT_URL_FILE="")
+    assert "no heartbeat" in only(machine, "alerts", "warn")
+    alerting(machine, tmp_path / "secrets", production=False, ALERT_HEARTBEAT_URL_FILE="")
+    assert machine.findings("warn") == machine.findings("FAIL") == {}
+
+
+def test_the_settings_that_the_operations_page_shows_have_all_that_alerts_need(
+    machine: Machine, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/operations.md").read_text().partition("## Production")[2]
+    shown = tmp_path / "shown.env"
+    shown.write_text(page.partition("```sh\n")[2].partition("```")[0])
+    settings = {name.removeprefix("BI_"): value for name, value in assignments(shown) if name.startswith("BI_ALERT_")}
+    alerting(machine, tmp_path / "secrets", **settings)
+    for file in re.findall(r" local/alert-secrets/(\S+)", page):
+        (tmp_path / "secrets" / file).write_text("https://receiver.test/\n")
+    assert machine.findings("warn") == machine.findings("FAIL") == {}
+
+
+@pytest.mark.parametrize("production", [True, False])
+def test_a_receiver_that_lacks_something_fails_with_the_settings_name(
+    machine: Machine, tmp_path: Path, production: bool
+) -> None:
+    alerting(machine, tmp_path / "secrets", production=production, ALERT_RECEIVER="slack")
+    said = only(machine, "alerts")
+    assert "BI_ALERT_RECEIVER=slack needs BI_ALERT_SLACK_URL_FILE" in said and "needs BI_ALERT_SLACK_CHANNEL" in said
+    alerting(machine, tmp_path / "secrets", production=production, ALERT_RECEIVER="pager")
+    assert "BI_ALERT_RECEIVER=pager is unknown" in only(machine, "alerts")
+    email = {"ALERT_EMAIL_TO": "a@bi.test", "ALERT_EMAIL_FROM": "b@bi.test", "ALERT_SMTP_HOST": "mail.test:25"}
+    alerting(machine, tmp_path / "secrets", production=production, ALERT_RECEIVER="email", **email)
+    assert machine.findings("FAIL") == {}
+    email["ALERT_SMTP_USER"] = "bi"
+    alerting(machine, tmp_path / "secrets", production=production, ALERT_RECEIVER="email", **email)
+    assert "BI_ALERT_SMTP_PASSWORD_FILE" in only(machine, "alerts")
+
+
+def test_a_receivers_file_that_alertmanager_cannot_read_fails(machine: Machine, tmp_path: Path) -> None:
+    alerting(machine, tmp_path / "secrets", **SLACK)
+    file = tmp_path / "secrets/slack-url"
+    assert f"BI_ALERT_SLACK_URL_FILE: {file}: No such file" in only(machine, "alerts")
+    file.write_text("")
+    assert f"{file} is empty" in only(machine, "alerts")
+    file.write_text("https://slack.test/\n")
+    file.chmod(0o600)
+    assert f"{file} may not be read by user 65534 -> chown 65534 {file}" in only(machine, "alerts")
+    file.chmod(0o644)
+    assert machine.findings("FAIL") == {}
+    alerting(machine, tmp_path / "secrets", **SLACK | {"ALERT_SLACK_URL_FILE": "/etc/slack-url"})
+    assert "not where the container finds it" in only(machine, "alerts")
+    alerting(machine, tmp_path / "secrets", ALERT_HEARTBEAT_URL_FILE="/run/alert-secrets/beat")
+    assert "BI_ALERT_HEARTBEAT_URL_FILE" in only(machine, "alerts")
 
 
 def test_an_engine_with_few_open_files_warns(machine: Machine) -> None:
