@@ -81,3 +81,9 @@ def test_every_test_that_the_threat_model_names_exists_and_each_defence_names_on
         named = re.findall(r"`(test_\w+)`", row[-1])
         assert named, f"no test shows the defence against {row[0]}"
         assert [name for name in named if name not in defined] == []
+
+
+def test_the_runbooks_send_nobody_to_a_port_that_production_does_not_publish() -> None:
+    sections = (DOCS / "runbooks.md").read_text(encoding="utf-8").partition("\n## ")[2]
+    pointed_at = re.findall(r"^.*127\.0\.0\.1:(?:9090|9093).*$", sections, re.MULTILINE)
+    assert [line for line in pointed_at if "docker compose exec" not in line] == []

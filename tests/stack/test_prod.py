@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import socket
 import ssl
@@ -15,7 +17,7 @@ import pytest
 
 from tests.support.production import DOMAIN, RELOAD, ProductionStack
 from tests.support.service import wait_until
-from tests.support.stack import SERVICE_LABEL, docker, has_grafana
+from tests.support.stack import ROOT, SERVICE_LABEL, docker, has_grafana
 
 MIB = 1024 * 1024
 REFUSAL = "application/problem+json"
@@ -230,3 +232,35 @@ def test_the_doctor_takes_the_ports_of_the_running_stack_for_its_own(production:
     assert found["ports"]["status"] == "ok", found
     for port in (f"{production.http_port}/tcp", f"{production.https_port}/tcp", f"{production.https_port}/udp"):
         assert f"{port} (this stack's already)" in found["ports"]["detail"]
+
+
+RUNBOOKS = (ROOT / "docs/runbooks.md").read_text()
+# What a person would put in, and the part before a pipe: `jq` is the reader's own.
+IN_CONTAINERS = [
+    shlex.split(
+        line.partition(" | ")[0]
+        .replace("EXPRESSION", "up")
+        .replace("$USER", "me")
+        .replace("NAME", "Test")
+        .replace("\\\n", "")
+    )
+    for line in re.findall(
+        r"(?:^|`)docker compose exec ((?:-T )?(?:prometheus|alertmanager) (?:[^`\n\\]|\\\n)+)", RUNBOOKS, re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize("command", IN_CONTAINERS, ids=" ".join)
+def test_the_runbooks_commands_work_where_nothing_is_published(production: ProductionStack, command: list[str]) -> None:
+    if "target=ADDRESS" in command[-1]:
+        command = [*command[:-1], command[-1].replace("ADDRESS", "http://query:8000/health/ready")]
+    said = production.compose("exec", *(["-T"] if command[0] != "-T" else []), *command)
+    assert said.stdout
+
+
+def test_the_runbooks_tunnel_leads_to_the_pages_of_prometheus_and_alertmanager(production: ProductionStack) -> None:
+    (form,) = re.findall(r"^docker inspect -f '(.*?)'", RUNBOOKS, re.MULTILINE)
+    for name, port in (("prometheus", 9090), ("alertmanager", 9093)):
+        addresses = docker("inspect", "-f", form, production.inspect(name, running=True)[0]["Id"]).split()
+        assert addresses
+        assert {httpx.get(f"http://{one}:{port}/-/ready", timeout=10).status_code for one in addresses} == {200}
