@@ -51,6 +51,7 @@ rollback: ## Serve the snapshot before the current one, or a named one: make rol
 
 SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)
+	@loadtest/refuse.sh $(call as_word,$(SCENARIO))
 	@loadtest/image.sh
 	@mkdir -p loadtest/reports
 	@keys() { $(COMPOSE) --profile loadtest run --rm --no-deps loadtest-keys "$$@"; }; id=; \

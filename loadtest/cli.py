@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         objectives = load_objectives(given.slo)
         scenario = _chosen(given, objectives)
         if scenario.publishes and not given.publish_command:
-            raise BadObjectives("scenario publish needs --publish-command")
+            raise BadObjectives("scenario publish needs --publish-command (make load SCENARIO=publish shows one)")
         keys = given.keys_file.read_text().split() if given.keys_file else []
         recorder = Recorder(objectives)
         gauges = Gauges(scenario.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,77 @@ def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: st
     done = subprocess.run(["make", target, f"PYTHON={old}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Python 3.11 or newer is needed" in done.stderr and "it ran" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "scenario", "said"),
+    [
+        ("", "publish", "--publish-command"),
+        (
+            "COMPOSE_FILE=compose.yaml:compose.prod.yaml\nBI_DOMAIN=bi.test\n",
+            "slo",
+            "--url https://bi.test --client-only",
+        ),
+    ],
+)
+def test_a_load_test_that_cannot_work_in_its_container_is_told_before_anything_is_built(
+    tmp_path: Path, lines: str, scenario: str, said: str
+) -> None:
+    (tmp_path / ".env").write_text(lines)
+    environment = {**os.environ, **engine_of(tmp_path, "*) true;;"), "BI_ENV_FILE": str(tmp_path / ".env")}
+    command = ["make", "load", f"SCENARIO={scenario}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"-m loadtest {scenario} --url http" in done.stderr and said in done.stderr
+    assert not (tmp_path / "asked").exists(), "the engine was asked for something"
+
+
+def test_an_address_that_the_shell_exports_is_not_the_one_that_is_served() -> None:
+    environment = {**os.environ, "HOST": "some-machine", "PORT": "tcp://10.0.0.1:80"}
+
+    def listens(*words: str) -> str:
+        command = ["make", "--no-print-directory", "-n", "serve", *words]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert "BI_HOST=127.0.0.1 BI_PORT=8000 " in listens()
+    assert "BI_HOST=0.0.0.0 BI_PORT=8123 " in listens("HOST=0.0.0.0", "PORT=8123")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        ("echo s3cret", 0, "First API key: s3cret"),
+        ("exit 3", 0, "First API key: not made yet"),
+        ("echo permission denied >&2; exit 1", 1, "permission denied"),
+        ("echo no such image >&2; exit 125", 1, "no such image"),
+    ],
+)
+def test_what_keeps_a_password_from_being_shown_is_said(tmp_path: Path, answer: str, code: int, said: str) -> None:
+    environment = {**os.environ, **engine_of(tmp_path, f"*) {answer};;")}
+    done = subprocess.run(
+        ["infra/secrets/show.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code and said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("found", ["", "BI_PYTHON_IMAGE=stand-in:1\n"])
+def test_the_load_generator_is_built_on_the_python_that_env_names_unless_another_was_found(
+    tmp_path: Path, found: str
+) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "infra").mkdir(parents=True)
+    (checkout / "loadtest").mkdir()
+    (checkout / ".stack").mkdir()
+    for name in ("infra/lib.sh", "loadtest/image.sh"):
+        shutil.copy(ROOT / name, checkout / name)
+    (checkout / ".env").write_text("BI_PYTHON_IMAGE=mirror.test/python:3.13\n")
+    if found:
+        (checkout / ".stack/images.env").write_text(found)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BI_")}
+    environment = clean | engine_of(tmp_path, "*) true;;")
+    subprocess.run(["loadtest/image.sh"], cwd=checkout, env=environment, check=True)
+    wanted = "stand-in:1" if found else "mirror.test/python:3.13"
+    assert f"--build-arg PYTHON_IMAGE={wanted} " in (tmp_path / "asked").read_text()
 
 
 def engine_of(folder: Path, *lines: str) -> dict[str, str]:
