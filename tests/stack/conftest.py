@@ -36,7 +36,7 @@ from .receiver import Receiver
 
 ORDER = [
     "test_start", "test_confinement", "test_demo", "test_container_cache", "test_alerts", "test_dashboards", "test_grafana",
-    "test_chat", "test_mcp", "test_publish", "test_resolved", "test_down_and_up", "test_supply_chain",
+    "test_chat", "test_mcp", "test_publish", "test_resolved", "test_load", "test_down_and_up", "test_supply_chain",
     "test_prod", "test_attack", "test_deploy", "test_backup", "test_acme",
 ]  # fmt: skip
 REPLICAS = 2

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 
 from tests.support.service import wait_until
 from tests.support.small import Small
-from tests.support.stack import MEASURED, ROOT, Stack
+from tests.support.stack import MEASURED, Stack
 
 Seen = list[tuple[str, int]]  # (snapshot id, the version that the data itself names), in the order of the answers
 
@@ -125,42 +119,3 @@ def test_one_command_goes_back_on_every_replica_and_neither_publisher_nor_start_
     small_data.write_data(2)
     wait_until(lambda: stack.compose("run", "--rm", "-T", "--no-deps", "publish", timeout=60).returncode == 0, 60)
     assert versions(stack) == [2, 2]
-
-
-def test_the_command_that_make_load_names_for_scenario_publish_works(stack: Stack, tmp_path: Path) -> None:
-    files = [str(file) for file in stack.env_file or []]
-    # For make, then for compose by itself.
-    named = {"BI_ENV_FILE": files[-1], "COMPOSE_ENV_FILES": ",".join(files), "COMPOSE_PROJECT_NAME": stack.project}
-    environment = {**os.environ, **named}
-    told = subprocess.run(
-        ["make", "load", "SCENARIO=publish"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    words = told.stderr.replace("\\\n", "")
-    make_keys, load = (
-        shlex.split(line) for line in words.splitlines() if 'make keys ARGS="add' in line or "loadtest" in line
-    )
-    keys = tmp_path / "keys.txt"
-    with keys.open("w") as file:
-        subprocess.run(make_keys[: make_keys.index(">")], cwd=ROOT, env=environment, stdout=file, check=True)
-    here = {".venv/bin/python": sys.executable, "keys.txt": str(keys)}
-    command = [here.get(word, word) for word in load]
-    command += ["--users", "4", "--seconds", "20", "--publish-every", "4", "--queries", "shops"]
-    try:
-        done = subprocess.run(
-            [*command, "--reports", str(tmp_path)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    finally:
-        stack.compose("run", "--rm", "-T", "--no-deps", "publish", "publish", timeout=60)
-        subprocess.run(
-            ["make", "keys", "ARGS=revoke load"], cwd=ROOT, env=environment, capture_output=True, check=False
-        )
-    # The rest of its verdict is that of a busy machine with queries that are slow on purpose.
-    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
-    (row,) = (row for row in report["verdict"] if row["slo"] == "publishes")
-    assert row["outcome"] == "met", (row, done.stdout[-3000:], done.stderr[-2000:])
