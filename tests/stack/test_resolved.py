@@ -22,4 +22,8 @@ def test_the_alert_resolves_after_the_faults_stop(
             150,
             what=lambda: f"{name} resolved; the receiver has {sorted(receiver.names('team'))}",
         )
-    assert not prometheus.query(f'ALERTS{{alertname="{name}", alertstate="firing"}}')
+        wait_until(
+            lambda: not prometheus.query(f'ALERTS{{alertname="{name}", alertstate="firing"}}'),
+            150,
+            what=f"{name} not to fire any more",
+        )

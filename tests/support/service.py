@@ -39,7 +39,7 @@ def wait_until(check: Callable[[], _T], within_seconds: float = 20.0, *, what: s
             last = result = check()
             if result:
                 return result
-        except (AssertionError, OSError, httpx.HTTPError, KeyError, ValueError) as error:
+        except (AssertionError, OSError, httpx.HTTPError, KeyError, ValueError, subprocess.TimeoutExpired) as error:
             last = error
         if time.monotonic() > deadline:
             text = what() if callable(what) else what
