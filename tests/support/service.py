@@ -30,7 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(check: Callable[[], _T], within_seconds: float = 20.0, *, what: str | Callable[[], str] = "") -> _T:
+def wait_until(check: Callable[[], _T], within_seconds: float = 60.0, *, what: str | Callable[[], str] = "") -> _T:
     """Poll `check` until it gives something true; fail saying `what` was waited for, and what was seen last."""
     deadline = time.monotonic() + within_seconds
     last: object = None
