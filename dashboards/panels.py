@@ -35,7 +35,7 @@ def panel(spec: Json, grid: dict[str, int], titles: dict[str, str]) -> Json:
         "gridPos": grid,
         "targets": targets(spec, kind),
         "fieldConfig": {"defaults": field_defaults(spec, kind), "overrides": overrides(spec)},
-        "options": merged(OPTIONS[kind], spec.get("options", {})),
+        "options": merged(merged(OPTIONS[kind], _stat_look(spec) if kind == "stat" else {}), spec.get("options", {})),
         "transformations": [*spec.get("transformations", []), *threshold_from_query(spec)],
         "links": [panel_link(uid, titles[uid]) for uid in spec.get("links", [])],
     }
@@ -62,7 +62,8 @@ def targets(spec: Json, kind: str) -> list[Json]:
 
 
 def _target(ref: str, query: Json, kind: str) -> Json:
-    instant = query.get("instant", kind in {"table", "bargauge"})
+    # A stat over a range shows its last sample, however old: what has no value now would show an hour-old one, not "idle".
+    instant = query.get("instant", kind in {"table", "bargauge", "stat"})
     # Targets scraped less often than the data source's interval need a longer $__rate_interval.
     step: Json = {"interval": query["min_step"]} if query.get("min_step") else {}
     return {
@@ -76,6 +77,15 @@ def _target(ref: str, query: Json, kind: str) -> Json:
         "range": not instant,
         **step,
     }
+
+
+def _stat_look(spec: Json) -> Json:
+    """No curve behind a number that is asked once; names beside numbers wherever there can be more than one."""
+    queries = spec["queries"]
+    look: Json = {} if any(query.get("instant") is False for query in queries) else {"graphMode": "none"}
+    if len(queries) > 1 or "floor" in spec or any("{{" in query["legend"] for query in queries):
+        look["textMode"] = "value_and_name"
+    return look
 
 
 def threshold_from_query(spec: Json) -> list[Json]:
@@ -111,8 +121,11 @@ def _drawing(spec: Json) -> Json:
         style |= {"stacking": {"mode": spec["stack"], "group": "A"}, "fillOpacity": 40}
     if spec.get("log"):
         style["scaleDistribution"] = {"type": "log", "log": 10}
-    if "limit" in spec and spec.get("type", "timeseries") == "timeseries":
-        style["thresholdsStyle"] = {"mode": "area"}
+    if spec.get("type", "timeseries") == "timeseries":
+        if "limit" in spec or "thresholds" in spec:
+            style["thresholdsStyle"] = {"mode": "area"}
+        if "axis_soft_min" in spec:
+            style["axisSoftMin"] = spec["axis_soft_min"]
     return style
 
 
@@ -226,7 +239,7 @@ OPTIONS: dict[str, Json] = {
     "heatmap": {
         "calculate": False,
         "cellGap": 1,
-        "cellValues": {},
+        "cellValues": {"unit": "reqps"},
         "color": {
             "mode": "scheme",
             "scheme": "Oranges",

@@ -107,8 +107,8 @@ def _query_variable(spec: Json) -> Json:
         "type": "query",
         "datasource": DATASOURCE,
         "definition": query,
-        # qryType 0: the query is the classic text form, `label_values(metric, label)`.
-        "query": {"query": query, "refId": "StandardVariableQuery", "qryType": 0},
+        # qryType 1: label values, as Grafana's own editor would write `label_values(metric, label)`.
+        "query": {"query": query, "refId": "StandardVariableQuery", "qryType": 1},
         "regex": "",
         "sort": 1,
         "refresh": 2,

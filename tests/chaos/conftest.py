@@ -33,6 +33,8 @@ from .load import Answer, Check, Edge, Load, Question, load, right_answers
 REPLICAS = 2
 SNAPSHOT_VOLUME_MB = 48
 ENGINE_SPILL_MB = 128
+# An answer of which the edge already has the head can no longer be asked of another replica: its connection is cut.
+CUT_BY_A_KILL = ("POST", "GET RemoteProtocolError", "GET ReadError")
 EDGE_WAITS_SECONDS = 15  # above the queue's 4 s and the query's 8 s
 # The volume of the snapshots as a disk of its own, small enough to be filled.
 OVERLAY = f"""

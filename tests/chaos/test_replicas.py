@@ -11,7 +11,7 @@ from tests.support.production import ProductionStack
 from tests.support.service import wait_until
 from tests.support.stack import docker
 
-from .conftest import EDGE_WAITS_SECONDS, Chaos
+from .conftest import CUT_BY_A_KILL, EDGE_WAITS_SECONDS, Chaos
 from .hosts import container, is_healthy, kill, metric
 from .load import USERS, Edge, Question
 
@@ -31,8 +31,7 @@ def test_a_replica_killed(chaos: Chaos, stack: ProductionStack) -> None:
         now = container(stack, victim["Id"])
         return bool(now["RestartCount"] > victim["RestartCount"] and is_healthy(now))
 
-    # An answer of which the edge already has the head can no longer be asked of another replica: its connection is cut.
-    with chaos.fault("one replica killed", may_cut=("POST", "GET RemoteProtocolError")) as ordeal:
+    with chaos.fault("one replica killed", may_cut=CUT_BY_A_KILL) as ordeal:
         killed = time.monotonic()
         kill(victim["State"]["Pid"])
         ordeal.heals(back, "the killed replica to be back", since=killed)

@@ -188,6 +188,49 @@ def test_dashboards_are_provisioned_read_only_in_folders_of_the_file_structure()
     assert f"./dashboards:{provider['options']['path']}:ro" in mounts
 
 
+def grafana_settings() -> Json:
+    return dict_of(read_yaml(ROOT / "compose.yaml")["services"]["grafana"]["environment"])
+
+
+def test_grafana_finds_every_folder_that_it_looks_for_at_its_start() -> None:
+    # Whether something is in them or not: a missing one is an error in its log.
+    for name in ("alerting", "dashboards", "datasources", "plugins"):
+        assert (PROVISIONING / name).is_dir() and any((PROVISIONING / name).iterdir()), name
+
+
+def test_grafanas_first_page_is_a_dashboard_that_is_mounted() -> None:
+    (provider,) = read_yaml(PROVISIONING / "dashboards/dashboards.yaml")["providers"]
+    shown = grafana_settings()["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    path = DASHBOARDS / Path(shown).relative_to(provider["options"]["path"])
+    assert load_all(path)[path]["uid"] == "bi-service"
+
+
+def test_grafana_runs_no_data_source_but_those_that_are_provisioned() -> None:
+    off = set(grafana_settings()["GF_PLUGINS_DISABLE_PLUGINS"].split(","))
+    used = {source["type"] for source in read_yaml(PROVISIONING / "datasources/datasources.yaml")["datasources"]}
+    assert {"loki", "tempo", "elasticsearch", "grafana-postgresql-datasource"} <= off
+    assert off & used == set() and all(re.fullmatch(r"[a-z-]+", name) for name in off)
+
+
+def test_grafana_asks_nobody_outside() -> None:
+    wanted = {
+        "GF_NEWS_NEWS_FEED_ENABLED": "false",
+        "GF_PLUGINS_PREINSTALL_DISABLED": "true",
+        "GF_PLUGINS_PUBLIC_KEY_RETRIEVAL_DISABLED": "true",
+        "GF_ANALYTICS_REPORTING_ENABLED": "false",
+        "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
+        "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false",
+        "GF_SECURITY_DISABLE_GRAVATAR": "true",
+        "GF_SNAPSHOTS_EXTERNAL_ENABLED": "false",
+    }
+    assert wanted.items() <= grafana_settings().items()
+
+
+def test_a_load_tests_verdict_replaces_the_one_before_though_its_address_is_another() -> None:
+    jobs = {job["job_name"]: job for job in read_yaml(ROOT / "infra/prometheus/prometheus.yaml")["scrape_configs"]}
+    assert jobs["loadtest"]["relabel_configs"] == [{"target_label": "instance", "replacement": "loadtest"}]
+
+
 def test_targets_scraped_seldom_have_a_longer_rate_interval(dashboards: list[Json]) -> None:
     """A rate over four times the data source's interval holds one sample, or none, of a job scraped less often."""
     config = read_yaml(ROOT / "infra/prometheus/prometheus.yaml")
@@ -212,6 +255,27 @@ def dict_of(value: Any) -> Json:
 
 def set_expr(expr: str) -> Callable[[Json], None]:
     return lambda shown: shown["targets"][0].update(expr=expr)
+
+
+def as_stat(target: Json) -> Callable[[Json], None]:
+    """The panel as a stat that draws a curve and hides names, its queries changed."""
+
+    def change(shown: Json) -> None:
+        shown.update(type="stat", options={"textMode": "auto", "graphMode": "area"})
+        for query in shown["targets"]:
+            query.update(target)
+
+    return change
+
+
+def styled(shown: Json, **style: Any) -> None:
+    shown["fieldConfig"]["defaults"]["custom"].update(style)
+    shown["fieldConfig"]["defaults"]["thresholds"]["steps"].append({"color": "red", "value": 1})
+
+
+def failures_of_all(shown: Json) -> None:
+    shown["fieldConfig"]["defaults"]["unit"] = "percentunit"
+    set_expr(f'sum(rate(http_requests_total{{{SCOPED}, status=~"5.."}}[$__rate_interval]))')(shown)
 
 
 SCOPED = 'job=~"$job", instance=~"$instance"'
@@ -248,6 +312,34 @@ BREAKAGES: dict[str, tuple[str, Callable[[Json], Any], str]] = {
         "a threshold as a number",
     ),
     "an objective as a number": ("literals", set_expr("up > 0.6"), "the number 0.6"),
+    "a stat over a range": ("stats", as_stat({}), "no value now"),
+    "a stat of several numbers without names": ("stats", as_stat({"instant": True}), "without their names"),
+    "a curve behind one number": ("stats", as_stat({"instant": True}), "a curve behind"),
+    "an alternative that stays": (
+        "alternatives",
+        set_expr(f'sum by (code) (a{{{SCOPED}}}) or label_replace(vector(0), "code", "none", "", "")'),
+        "stays beside",
+    ),
+    "a number that stays": ("alternatives", set_expr(f"(sum by (code) (a{{{SCOPED}}}) or vector(0)) > 0"), "stays"),
+    "thresholds that are not drawn": ("drawing", lambda p: styled(p, thresholdsStyle={"mode": "off"}), "not drawn"),
+    "a share on an axis from 0": (
+        "drawing",
+        lambda p: p["targets"][1].update(expr="slo:objective:ratio"),
+        "an axis from 0",
+    ),
+    "a heatmap of increases": (
+        "drawing",
+        lambda p: p.update(
+            type="heatmap", targets=[{**p["targets"][0], "expr": "sum by (le) (increase(a_bucket[$__rate_interval]))"}]
+        ),
+        "counts each request",
+    ),
+    "a span that is not looked at": (
+        "spans",
+        lambda p: p.update(description="Lost over the last hour."),
+        "'last hour'",
+    ),
+    "time-outs among the failures": ("failures", failures_of_all, "time-outs of ad-hoc queries"),
     "a bucket by its bound": ("literals", set_expr('sum(rate(a_bucket{le="2.0"}[$__rate_interval]))'), "a bucket"),
 }
 
@@ -262,6 +354,12 @@ def test_the_rules_find(breakage: str, dashboards: list[Json]) -> None:
     broken = copy.deepcopy(dashboards)
     break_it(panel(broken, "bi-service", 30))
     assert said in "\n".join(getattr(lint, rule)(broken))
+
+
+def test_the_rules_find_a_variable_that_is_not_asked_as_label_values(dashboards: list[Json]) -> None:
+    broken = copy.deepcopy(dashboards)
+    variables(broken[0])[0]["query"]["qryType"] = 0
+    assert any("not asked as label values" in problem for problem in lint.templated(broken))
 
 
 @pytest.mark.parametrize("key", ["editable", "refresh", "description", "tags", "links"])

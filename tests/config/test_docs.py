@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from bi_query.metrics import Metrics
 from bi_query.settings import Settings
+from pydantic import ValidationError
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -65,6 +67,44 @@ def test_every_alert_has_a_heading_in_the_runbooks() -> None:
     }
     assert alerts
     assert alerts <= headings
+
+
+def test_no_command_of_a_page_needs_a_program_that_only_the_environment_of_make_has() -> None:
+    """`make serve` puts nothing on anybody's PATH."""
+    pages = [*ROOT.glob("README*.md"), *DOCS.glob("*.md")]
+    bare = re.compile(r"^(?: {4}|\$ )?(?:\w+=\S+ )*(?:bi-query|python3? -m (?!venv)\S+).*$", re.MULTILINE)
+    assert {page.name: found for page in pages if (found := bare.findall(page.read_text(encoding="utf-8")))} == {}
+
+
+def test_the_memory_limits_that_the_pages_name_are_those_of_compose() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    always = [one for one in services.values() if one["restart"] != "no" and "profiles" not in one]
+    total = sum(_gib(one["mem_limit"]) for one in always)
+    edge = yaml.safe_load(re.sub(r"!\w+", "", (ROOT / "compose.prod.yaml").read_text(encoding="utf-8")))["services"][
+        "edge"
+    ]
+    more = _gib(services["query"]["mem_limit"]) + _gib(edge["mem_limit"]) - _gib(services["edge"]["mem_limit"])
+    assert len(always) == 10
+    assert f"add up to {total:.1f} GiB" in (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    assert f"add up to {total:.1f} GiB" in page
+    assert f"with two replicas, it is {total + more:.1f} GiB" in page
+
+
+def _gib(limit: str) -> float:
+    """`2g`, `128m` or `${NAME:-2g}` in GiB."""
+    found = re.fullmatch(r"(?:\$\{\w+:-)?(\d+)([gm])\}?", limit)
+    assert found is not None, limit
+    return int(found[1]) / (1 if found[2] == "g" else 1024)
+
+
+def test_the_address_that_stands_as_an_example_of_a_model_is_the_stack_s_own() -> None:
+    llm = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["llm"]
+    address = f"http://llm:{llm['environment']['OLLAMA_HOST'].rpartition(':')[2]}/v1"
+    for page in ("docs/settings.md", "docs/chat.md", ".env.example"):
+        assert set(re.findall(r"http://llm:\d+/v1", (ROOT / page).read_text(encoding="utf-8"))) == {address}, page
+    with pytest.raises(ValidationError, match=address):
+        Settings(llm_base_url="llm")
 
 
 def test_every_test_that_the_threat_model_names_exists_and_each_defence_names_one() -> None:

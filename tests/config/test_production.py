@@ -93,8 +93,12 @@ def test_the_edge_asks_every_address_a_replica_can_have() -> None:
 
 def test_the_edge_reaches_neither_prometheus_nor_alertmanager_nor_redis(production: dict[str, Any]) -> None:
     edge = set(production["services"]["edge"]["networks"])
-    for name in ("prometheus", "alertmanager", "redis", "node-exporter", "blackbox", "redis-exporter"):
+    for name in ("prometheus", "alertmanager", "redis", "node-exporter", "redis-exporter"):
         assert not edge & set(production["services"][name]["networks"]), name
+    assert edge & set(production["services"]["blackbox"]["networks"]) == {"watch"}
+    assert {name for name, service in production["services"].items() if "watch" in (service.get("networks") or {})} == {
+        "edge", "blackbox",
+    }  # fmt: skip
     assert edge & set(production["services"]["grafana"]["networks"]) == {"panels"}
     assert min(edge) == "door", "the network that leads out is not the first by name: no way to the authority"
 

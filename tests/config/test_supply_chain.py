@@ -38,7 +38,6 @@ JINJA = {
     ],
 }
 OLD = f"jinja2==2.10 \\\n    --hash=sha256:{'0' * 64}\nmarkupsafe==3.0.3 \\\n    --hash=sha256:{'1' * 64}\n"
-TODAY = dt.datetime.now(dt.UTC).date()
 # Made here, so that this file has none: of the forms that the service's keys and private keys have.
 API_KEY = "bi_" + "0123456789ab" + "_" + "Zk3" * 14 + "Z"
 PRIVATE_KEY = (
@@ -48,6 +47,10 @@ PRIVATE_KEY = (
     + "\n-----END EC "
     + "PRIVATE KEY-----\n"
 )
+
+
+def today() -> dt.date:
+    return dt.datetime.now(dt.UTC).date()
 
 
 @pytest.fixture
@@ -93,14 +96,14 @@ def test_a_lock_with_a_vulnerable_release_fails_and_names_the_advisory_and_the_f
 def test_an_accepted_vulnerability_passes_on_its_last_day(tmp_path: Path, old_lock: Path) -> None:
     with advisory_service({("jinja2", "2.10"): [JINJA]}) as settings:
         run = audit(
-            tmp_path, "locks", "--lock", old_lock, "--accepted", jinja_accepted(tmp_path, TODAY), settings=settings
+            tmp_path, "locks", "--lock", old_lock, "--accepted", jinja_accepted(tmp_path, today()), settings=settings
         )
     assert run.code == CLEAN, run.output
     assert "templates are ours alone" in run.output
 
 
 def test_an_acceptance_that_has_expired_fails_and_says_so(tmp_path: Path, old_lock: Path) -> None:
-    yesterday = TODAY - dt.timedelta(days=1)
+    yesterday = today() - dt.timedelta(days=1)
     with advisory_service({("jinja2", "2.10"): [JINJA]}) as settings:
         run = audit(
             tmp_path, "locks", "--lock", old_lock, "--accepted", jinja_accepted(tmp_path, yesterday), settings=settings
@@ -112,7 +115,7 @@ def test_an_acceptance_that_has_expired_fails_and_says_so(tmp_path: Path, old_lo
 def test_an_acceptance_holds_for_its_own_lock_only(tmp_path: Path, old_lock: Path) -> None:
     other = tmp_path / "other.lock"
     other.write_text(OLD)
-    entries = jinja_accepted(tmp_path, TODAY)
+    entries = jinja_accepted(tmp_path, today())
     with advisory_service({("jinja2", "2.10"): [JINJA]}) as settings:
         run = audit(tmp_path, "locks", "--lock", old_lock, "--lock", other, "--accepted", entries, settings=settings)
     assert run.code == FOUND

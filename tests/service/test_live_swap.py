@@ -203,7 +203,7 @@ def test_a_snapshot_that_is_copied_after_its_pointer_is_loaded_when_it_is_there(
     shutil.copytree(small.catalogue, elsewhere.catalogue)
     newer = elsewhere.publish(2).snapshot_id
     shutil.copy(elsewhere.snapshots / "current.json", small.snapshots / "current.json")
-    wait_until(lambda: service.metric("bi_snapshot_load_failures_total") == 1)
+    wait_until(lambda: service.metric("bi_snapshot_load_failures_total") >= 1)
     content = (elsewhere.snapshots / f"{newer}.duckdb").read_bytes()
     target = small.snapshots / f"{newer}.duckdb"
     target.write_bytes(content[: len(content) // 2])

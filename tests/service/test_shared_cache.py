@@ -46,7 +46,12 @@ def one_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def one_pair(small: Small, one_redis: RedisServer) -> Iterator[Pair]:
-    settings = {"redis_url": one_redis.url, "max_connections": 400, "queue_timeout_seconds": 60}
+    settings = {
+        "redis_url": one_redis.url,
+        "max_connections": 400,
+        "queue_timeout_seconds": 60,
+        "redis_timeout_seconds": 2,
+    }
     with serving(small, **settings) as a, serving(small, **settings) as b:
         yield Pair(a, b, one_redis, small)
 
@@ -133,12 +138,12 @@ def test_when_the_computing_process_is_killed_the_other_computes(pair: Pair) -> 
         def ask(number: int) -> httpx.Response | None:
             if number == 0:
                 with pytest.raises(httpx.HTTPError):
-                    doomed.query("slow", size=SLOW_SIZE * 2)
+                    doomed.query("slow", size=SLOW_SIZE + 5)
                 return None
             wait_until(lambda: doomed.metric("bi_engine_running_queries") == 1, what="the holder to compute")
             wait_until(lambda: pair.redis.client.keys("bi:lock:*"), what="its lease")
             if number == 1:
-                return pair.b.query("slow", size=SLOW_SIZE * 2)
+                return pair.b.query("slow", size=SLOW_SIZE + 5)
             wait_until(lambda: pair.b.metric("http_requests_in_progress") >= 2, what="the other to wait for it")
             assert pair.b.metric("bi_engine_running_queries") == 0
             doomed.process.kill()

@@ -285,6 +285,7 @@ def test_no_memory_for_an_answer_is_503_and_small_ones_go_on(small: Small, serve
     assert [answer.status_code for answer in first] == [200, 200]
     assert min(len(answer.content) for answer in first) > 60 * MIB
     # What is stored of them is small: a second answer needs its 60 MB anew, and there is no such room now.
+    wait_until(lambda: service.metric("bi_unsent_bytes") == 0, what="the last answer to be let go of")
     room = memory(service, "VmData") + 20 * MIB
     resource.prlimit(service.process.pid, resource.RLIMIT_DATA, (room, room))
     for answer in service.query("big"), service.sql(sql):  # from the hot path, and through the framework

@@ -245,7 +245,7 @@ def test_a_restore_that_never_turns_healthy_goes_back_to_what_was_there(
 ) -> None:
     there = files(saved, *before.files)
     path = unreadable_keys(before.archive)
-    done = saved.program("python3", "infra/restore.py", str(path), *SERVICES, YES="1", BI_UP_SECONDS="6")
+    done = saved.program("python3", "infra/restore.py", str(path), *SERVICES, YES="1", BI_UP_SECONDS="20")
     assert done.returncode == 1
     assert "the stack runs on the data of before" in done.stderr, done.stdout + done.stderr
     assert "query | " in done.stderr and "keys" in done.stderr.partition("query | ")[2], "its own words"

@@ -35,11 +35,27 @@ def test_grafana_is_healthy_and_asks_who_you_are(stack: Stack, grafana: httpx.Cl
 
 
 @pytest.mark.parametrize("uid", ["prometheus", "alertmanager"])
-def test_its_data_sources_are_there_read_only_and_answer(grafana: httpx.Client, uid: str) -> None:
+def test_its_data_sources_are_there_and_read_only(grafana: httpx.Client, uid: str) -> None:
     source = grafana.get(f"/api/datasources/uid/{uid}").json()
-    assert source["readOnly"] is True
-    health = grafana.get(f"/api/datasources/uid/{uid}/health")
+    assert source["readOnly"] is True, source
+
+
+def test_its_data_sources_answer(grafana: httpx.Client) -> None:
+    health = grafana.get("/api/datasources/uid/prometheus/health")
     assert health.status_code == 200 and health.json()["status"] == "OK", health.text
+    # Alertmanager's has no backend, so no health: the browser asks it through Grafana, as is done here.
+    status = grafana.get("/api/datasources/proxy/uid/alertmanager/api/v2/status")
+    assert status.status_code == 200 and status.json()["versionInfo"], status.text
+
+
+def test_its_first_page_is_the_service_dashboard(grafana: httpx.Client) -> None:
+    home = grafana.get("/api/dashboards/home")
+    assert home.status_code == 200 and home.json()["dashboard"]["title"] == "Service", home.text[:300]
+
+
+def test_it_runs_no_data_source_that_nobody_asks(grafana: httpx.Client) -> None:
+    found = {plugin["id"] for plugin in grafana.get("/api/plugins", params={"type": "datasource"}).json()}
+    assert "prometheus" in found and not {"loki", "tempo", "elasticsearch"} & found, found
 
 
 def test_its_dashboards_are_those_of_the_repository_in_their_folders(grafana: httpx.Client) -> None:
@@ -53,8 +69,10 @@ def test_its_dashboards_are_those_of_the_repository_in_their_folders(grafana: ht
     for uid in wanted:
         entry = grafana.get(f"/api/dashboards/uid/{uid}").json()
         assert entry["meta"]["provisioned"] is True
-        refused = grafana.post("/api/dashboards/db", json={"dashboard": entry["dashboard"], "overwrite": True})
-        assert refused.status_code == 400, "a provisioned dashboard was changed"
+        changed = {"dashboard": {**entry["dashboard"], "title": "Changed"}, "overwrite": True}
+        refused = grafana.post("/api/dashboards/db", json=changed)
+        assert 400 <= refused.status_code < 500, f"a provisioned dashboard was changed: {refused.text}"
+        assert grafana.get(f"/api/dashboards/uid/{uid}").json()["dashboard"]["title"] == wanted[uid][0]
 
 
 def test_every_panels_query_has_data_through_grafana(stack: Stack, grafana: httpx.Client) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
 
 from tests.support.agent import MODES, Agent
@@ -19,9 +22,10 @@ def test_an_agent_is_answered_through_the_edge_by_any_replica(stack: Stack, mode
     assert code == "forbidden_function"
 
     def both() -> bool:
+        agent.rows("run_sql", sql=f"select {time.monotonic_ns()}")  # the edge chooses at random between idle replicas
         return all('"tool":"run_sql"' in docker("logs", "--since", "60s", replica) for replica in stack.replicas())
 
-    wait_until(both, 10, what="both replicas to have answered")
+    wait_until(both, 20, what="both replicas to have answered")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -33,5 +37,12 @@ def test_a_query_stops_when_its_agent_goes_away_though_the_edge_is_between(stack
 
     before = cancelled()
     agent = Agent(stack.url("QUERY"), stack.key["X-API-Key"], mode)
-    agent.abandon("run_query", {"name": "slow", "parameters": {"size": 1_000_000}}, after_seconds=1)
-    wait_until(lambda: cancelled() == before + 1, 10, what="the query to be stopped")
+
+    def stopped() -> bool:
+        """Again, when the query had not begun by then, or had run into its own time-out before word of the leaving came."""
+        agent.abandon("run_query", {"name": "slow", "parameters": {"size": 1_000_000}}, after_seconds=1)
+        with contextlib.suppress(AssertionError):
+            return wait_until(lambda: cancelled() > before, 4)
+        return False
+
+    wait_until(stopped, 40, what="the query to be stopped")

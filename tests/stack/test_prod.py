@@ -17,10 +17,18 @@ import pytest
 
 from tests.support.production import DOMAIN, RELOAD, ProductionStack
 from tests.support.service import wait_until
-from tests.support.stack import ROOT, SERVICE_LABEL, docker, has_grafana
+from tests.support.stack import ROOT, SERVICE_LABEL, docker, has_grafana, python_beside
 
 MIB = 1024 * 1024
 REFUSAL = "application/problem+json"
+# Prints the answer's number; the path goes out as it is.
+ASK = """
+import http.client, sys, urllib.parse
+url = urllib.parse.urlsplit(sys.argv[1])
+connection = http.client.HTTPConnection(url.netloc, timeout=5)
+connection.request("GET", url.path)
+print(connection.getresponse().status)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +165,18 @@ def test_agents_reach_their_tools_under_the_domain_and_under_no_other_name(
     for replica in production.replicas().values():
         direct = {**production.key, "Accept": "application/json"}
         assert httpx.post(f"{replica}/mcp", json=message, headers=direct, timeout=10).status_code == 421
+
+
+def test_the_edge_tells_its_probe_whether_it_works_and_nothing_else(production: ProductionStack) -> None:
+    prober = production.inspect("blackbox", running=True)[0]["Id"]
+
+    def asked(path: str) -> str:
+        return python_beside(prober, ASK, f"http://edge:8000{path}").strip()
+
+    assert asked("/health/ready") == "200"
+    assert {asked(path) for path in ("/", "/api/v1/queries", "/metrics", "/health/ready/../../api/v1/queries")} == {
+        "404"
+    }
 
 
 def test_ports_80_and_443_of_the_edge_are_published_and_no_other(production: ProductionStack) -> None:

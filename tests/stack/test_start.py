@@ -24,7 +24,17 @@ SERVICES = {
     "blackbox",
     "node-exporter",
 }
-JOBS = {"query", "prometheus", "alertmanager", "redis", "node", "blackbox", "probe-service", "probe-replicas"}
+JOBS = {
+    "query",
+    "prometheus",
+    "alertmanager",
+    "redis",
+    "node",
+    "blackbox",
+    "probe-edge",
+    "probe-service",
+    "probe-replicas",
+}
 
 
 def test_every_service_is_healthy_and_every_one_shot_ended_well(stack: Stack) -> None:
@@ -57,6 +67,8 @@ def two_of(prometheus: Prometheus, expr: str) -> bool:
 def test_both_replicas_are_found_by_their_name_and_probed_from_outside(stack: Stack, prometheus: Prometheus) -> None:
     for expr in ('up{job="query"} == 1', 'probe_success{job="probe-replicas"} == 1'):
         wait_until(partial(two_of, prometheus, expr), 40, what=f"two of {expr}")
+    door = 'probe_success{job="probe-edge", instance="http://edge:8000/health/ready"} == 1'
+    wait_until(lambda: bool(prometheus.query(door)), 40, what=door)
     assert len(stack.replicas()) == 2
 
 

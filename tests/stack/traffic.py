@@ -106,7 +106,7 @@ def traffic(stack: Stack, ask: Ask = shops, *, users: int = 4, pause_seconds: fl
                 number += 1
                 stop.wait(pause_seconds)
 
-    threads = [threading.Thread(target=user, args=(i * 7,), daemon=True) for i in range(users)]
+    threads = [threading.Thread(target=user, args=(i * 101,), daemon=True) for i in range(users)]
     for thread in threads:
         thread.start()
     try:

@@ -25,6 +25,14 @@ SLO_SERIES = re.compile(r"^(bi:slo_target:value|slo:objective:ratio)$")
 # What these measure has an objective or an alerting limit, so a panel of it must show that beside it.
 RECORDED_SLI = re.compile(r"^(bi:api_(error|latency_seconds):\w+|bi:cache_hit:ratio|slo:sli_error:\w+)$")
 MIN_DESCRIPTION = 40
+LABEL_VALUES_TYPE = 1  # Grafana's: label names 0, label values 1, metric names 2, ...
+# A share with an error budget lives between the objective and 1; on an axis from 0 it is a line along the top.
+LOWEST_SHARE_AXIS = 0.9
+A_SPAN = re.compile(r"\b(last|past) (second|minute|hour|day|week|\w+ (seconds|minutes|hours|days))\b")
+# What an alternative may stand beside: one number without labels.
+ONE_NUMBER = re.compile(r"^(sum|max|min|count|abs|avg) ?\((?!.*\bby \()")
+ALTERNATIVE = re.compile(r"\bor (?P<on>on\(\) )?(?P<name>label_replace|vector)\(")
+TIMED_OUT = re.compile(r'unless rate\(http_requests_total\{[^}]*endpoint="/api/v1/query", status="504"\}')
 
 Problems = Iterator[str]
 
@@ -149,6 +157,8 @@ def _variables(dashboard: Json) -> Problems:
     yield from (f"{uid}: ${name} is not defined" for name in sorted(used - defined - BUILT_IN))
     yield from (f"{uid}: ${name} is not used" for name in sorted(defined - used))
     for entry in variables(dashboard):
+        if entry["query"]["qryType"] != LABEL_VALUES_TYPE:
+            yield f"{uid}: ${entry['name']} is not asked as label values"
         if not (entry["multi"] and entry["includeAll"] and entry["allValue"] and entry["datasource"] == DATASOURCE):
             yield f"{uid}: ${entry['name']} is not multi-valued with All on ${{datasource}}"
 
@@ -237,6 +247,79 @@ def literals(dashboards: list[Json]) -> Problems:
             yield f"{where}: a bucket chosen by its bound, {selector.matchers['le']}"
 
 
+def stats(dashboards: list[Json]) -> Problems:
+    """A stat shows what is now, never the last sample of the time range, and says which number is which."""
+    for where, _, panel in every(dashboards):
+        if panel["type"] != "stat":
+            continue
+        shown = [target for target in panel["targets"] if target["refId"] != "LIMIT"]
+        for target in shown:
+            if not target["instant"] and not re.search(r" or vector\(\d\)$", target["expr"]):
+                yield f"{where}: a stat over a range of what may have no value now ({target['refId']})"
+        several = len(shown) > 1 or any("{{" in target["legendFormat"] for target in shown)
+        if several and panel["options"]["textMode"] != "value_and_name":
+            yield f"{where}: several numbers, or one of many, without their names"
+        if panel["options"]["graphMode"] != "none" and any(target["instant"] for target in shown):
+            yield f"{where}: a curve behind a number that is asked once"
+
+
+def alternatives(dashboards: list[Json]) -> Problems:
+    """What stands in for nothing goes when there is something: `or` keeps every series whose labels differ."""
+    for where, _, target in targets(dashboards):
+        expr = target["expr"]
+        for found in ALTERNATIVE.finditer(expr):
+            if not found["on"] and (found["name"] == "label_replace" or not ONE_NUMBER.match(_left_of(expr, found))):
+                yield f"{where}: `or {found['name']}(...)` stays beside what it stands in for; say `or on()`"
+
+
+def _left_of(expr: str, found: re.Match[str]) -> str:
+    """What stands before `or`, from the parenthesis that both are in."""
+    depth = 0
+    for at in range(found.start() - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(expr[at], 0)
+        if depth < 0:
+            return expr[at + 1 : found.start()].strip()
+    return expr[: found.start()].strip()
+
+
+def drawing(dashboards: list[Json]) -> Problems:
+    """Thresholds of a curve are drawn, shares of good requests fill their axis, a heatmap counts nothing twice."""
+    for where, _, panel in every(dashboards):
+        custom, asked = panel["fieldConfig"]["defaults"]["custom"], [t["expr"] for t in panel["targets"]]
+        steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        if panel["type"] == "timeseries":
+            if len(steps) > 1 and custom["thresholdsStyle"]["mode"] == "off":
+                yield f"{where}: thresholds that are not drawn"
+            share = any("slo:objective:ratio" in expr and "/" not in expr for expr in asked)
+            if share and custom["axisSoftMin"] < LOWEST_SHARE_AXIS:
+                yield f"{where}: a share near 1 on an axis from {custom['axisSoftMin']}"
+        if panel["type"] == "heatmap" and any("increase(" in expr for expr in asked):
+            yield f"{where}: increase() in a heatmap counts each request in every step that its window covers"
+
+
+def spans(dashboards: list[Json]) -> Problems:
+    """No text names a span of time where the query looks at one interval of the graph."""
+    for where, _, panel in every(dashboards):
+        said = A_SPAN.search(panel.get("description", ""))
+        if said and any("$__rate_interval" in target["expr"] for target in panel["targets"]):
+            yield f"{where}: says {said[0]!r}, and looks at one interval"
+
+
+def failures(dashboards: list[Json]) -> Problems:
+    """A share of failures is that of the alert: an ad-hoc query that ran out of its time is not one."""
+    for where, panel, target in targets(dashboards):
+        failed = any(
+            s.metric == "http_requests_total" and s.matchers.get("status") == '=~"5.."'
+            for s in selectors(target["expr"])
+        )
+        if (
+            failed
+            and panel["fieldConfig"]["defaults"]["unit"] == "percentunit"
+            and not TIMED_OUT.search(target["expr"])
+        ):
+            yield f"{where}: counts time-outs of ad-hoc queries, which the alert does not"
+
+
 RULES: list[Callable[[list[Json]], Problems]] = [
     identity,
     provisioned,
@@ -248,4 +331,9 @@ RULES: list[Callable[[list[Json]], Problems]] = [
     links,
     objectives,
     literals,
+    stats,
+    alternatives,
+    drawing,
+    spans,
+    failures,
 ]

@@ -30,7 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(check: Callable[[], _T], within_seconds: float = 20.0, *, what: str | Callable[[], str] = "") -> _T:
+def wait_until(check: Callable[[], _T], within_seconds: float = 60.0, *, what: str | Callable[[], str] = "") -> _T:
     """Poll `check` until it gives something true; fail saying `what` was waited for, and what was seen last."""
     deadline = time.monotonic() + within_seconds
     last: object = None
@@ -39,7 +39,7 @@ def wait_until(check: Callable[[], _T], within_seconds: float = 20.0, *, what: s
             last = result = check()
             if result:
                 return result
-        except (AssertionError, OSError, httpx.HTTPError, KeyError, ValueError) as error:
+        except (AssertionError, OSError, httpx.HTTPError, KeyError, ValueError, subprocess.TimeoutExpired) as error:
             last = error
         if time.monotonic() > deadline:
             text = what() if callable(what) else what

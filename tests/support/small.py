@@ -76,12 +76,16 @@ class Small:
     def write_data(self, version: int = 1) -> None:
         """Write `sales` (1,000 lines in 4 shops) and `versions` (one row)."""
         self.data.mkdir(exist_ok=True)
+        draft = self.root / "draft"
+        draft.mkdir(exist_ok=True)
         with duckdb.connect() as connection:
             connection.execute(
                 f"copy (select ['north', 'south', 'east', 'west'][i % 4 + 1] as shop, i * {version} as amount, "
-                f"date '2017-01-01' + (i % 365)::integer as day from range(1000) t(i)) to '{self.data}/sales.parquet'"
+                f"date '2017-01-01' + (i % 365)::integer as day from range(1000) t(i)) to '{draft}/sales.parquet'"
             )
-            connection.execute(f"copy (select {version} as version) to '{self.data}/versions.parquet'")
+            connection.execute(f"copy (select {version} as version) to '{draft}/versions.parquet'")
+        for name in ("sales.parquet", "versions.parquet"):  # nobody finds one of them half written
+            (draft / name).replace(self.data / name)
 
     def write_catalogue(self) -> None:
         """Write the models, queries and freshness classes above."""

@@ -13,7 +13,7 @@ from bi_query.errors import SqlRefused
 from bi_query.sql_functions import EXPRESSION_FUNCTIONS, PARSER_FUNCTIONS, TABLE_FUNCTIONS
 from bi_query.sql_guard import SqlGuard
 from bi_query.sql_tree import TreeError, Walk
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.hostile_sql import (
@@ -279,7 +279,7 @@ def mutations(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=1_000, deadline=2_000)
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mutations())
 def test_a_mutated_text_is_refused_or_stands_a_second_check_unchanged(text: str) -> None:
     try:
@@ -291,7 +291,7 @@ def test_a_mutated_text_is_refused_or_stands_a_second_check_unchanged(text: str)
     assert not guarded.sql.rstrip().endswith(";")
 
 
-@settings(max_examples=300, deadline=2_000)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60))
 def test_any_text_at_all_gives_an_answer_or_a_refusal(text: str) -> None:
     try:

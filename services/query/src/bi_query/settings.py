@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
         if value is not None and not _WEB_ADDRESS.fullmatch(value):
-            raise ValueError(f"{value!r} is not an address; write for example 'http://llm:8080/v1'")
+            raise ValueError(f"{value!r} is not an address; write for example 'http://llm:11434/v1'")
         return value
 
     @field_validator("llm_model")
