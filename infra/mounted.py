@@ -14,8 +14,8 @@ from pathlib import Path
 
 from stack_tools import ROOT, SERVICE_LABEL, Failure, Json, Voice, configuration, containers, docker, wait_healthy
 
-# What comes with a release. Not the folders that are the user's: services look into those by themselves.
 OF_THE_RELEASE = (ROOT / "infra", ROOT / "alerts")
+OF_THIS_MACHINE = ROOT / "infra" / "local"  # services look into these folders by themselves
 RESTART_SECONDS = 300
 PRODUCTION = "/etc/caddy/production.caddy"
 RELOAD_EDGE = ("caddy", "reload", "--config", PRODUCTION, "--adapter", "caddyfile",
@@ -52,7 +52,9 @@ def changed_since_start(container: Json, folders: Iterable[Path]) -> Iterator[st
     started = datetime.fromisoformat(container["State"]["StartedAt"]).timestamp()
     for mount in container["Mounts"]:
         source = Path(mount.get("Source", "")).resolve()
-        if mount["Type"] != "bind" or not any(source.is_relative_to(folder) for folder in folders):
+        if mount["Type"] != "bind" or source.is_relative_to(OF_THIS_MACHINE):
+            continue
+        if not any(source.is_relative_to(folder) for folder in folders):
             continue
         if any(path.lstat().st_ctime > started for path in [source, *source.rglob("*")] if path.exists()):
             yield str(source.relative_to(ROOT) if source.is_relative_to(ROOT) else source)

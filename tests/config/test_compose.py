@@ -210,7 +210,7 @@ def test_what_compose_mounts_from_the_repository_is_committed() -> None:
         for volume in service.get("volumes", [])
         if volume["type"] == "bind"
     }
-    assert len([path for path in mounted if path.startswith(f"{ROOT}/local/")]) == 4
+    assert len([path for path in mounted if path.startswith(f"{ROOT}/infra/local/")]) == 4
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     missing = [
         path
@@ -224,7 +224,7 @@ def test_what_compose_mounts_from_the_repository_is_committed() -> None:
     "name", ["alert-secrets/slack-url", "llm-secrets/api-key", "targets/probe-x.yaml", "tls/key.pem"]
 )
 def test_what_a_user_puts_into_the_folders_of_this_machine_is_never_committed(name: str) -> None:
-    command = ["git", "check-ignore", "-q", f"local/{name}"]
+    command = ["git", "check-ignore", "-q", f"infra/local/{name}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 

@@ -511,7 +511,7 @@ def test_the_settings_that_the_operations_page_shows_have_all_that_alerts_need(
     shown.write_text(page.partition("```sh\n")[2].partition("```")[0])
     settings = {name.removeprefix("BI_"): value for name, value in assignments(shown) if name.startswith("BI_ALERT_")}
     alerting(machine, tmp_path / "secrets", **settings)
-    for file in re.findall(r" local/alert-secrets/(\S+)", page):
+    for file in re.findall(r" infra/local/alert-secrets/(\S+)", page):
         (tmp_path / "secrets" / file).write_text("https://receiver.test/\n")
     assert machine.findings("warn") == machine.findings("FAIL") == {}
 
