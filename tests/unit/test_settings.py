@@ -90,7 +90,10 @@ def test_running_queries_follow_the_container_s_cpu_quota(
     monkeypatch.setattr(settings_module, "_CGROUP_CPU_FILE", str(file))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(99)), raising=False)
     assert available_cpus() == cores
-    assert load_settings().max_running_queries == cores
+    settings = load_settings()
+    assert settings.max_running_queries == 3 * cores, "a long query keeps no short one waiting"
+    assert settings.engine_threads == cores and settings.effective_ad_hoc_max_running_queries == min(4, cores)
+    assert load_settings(max_running_queries=1).engine_threads == 1
 
 
 def test_the_engine_takes_seven_tenths_of_what_the_container_may_have(
@@ -130,7 +133,7 @@ def test_the_settings_page_gives_the_real_default_and_a_unit_for_numbers(field: 
         text = ",".join(default) if isinstance(default, tuple) else text
         assert default_cell == f"`{text}`" or default_cell == f"`{text.removesuffix('.0')}`"
     elif field == "max_running_queries":
-        assert default_cell == "the cores"
+        assert default_cell == "three times the cores"
     else:
         assert default_cell == "not set"
     for suffix, unit in (("_seconds", "seconds"), ("_bytes", "bytes")):

@@ -175,7 +175,7 @@ def test_an_instance_costs_no_more_threads_than_it_computes_with(small: Small) -
     before = threads_of_this_process()
     with snapshot.instance(private=True) as database:
         database.take_cursor().execute("select sum(amount) from sales").fetchall()
-        assert threads_of_this_process() - before <= small.settings().max_running_queries
+        assert threads_of_this_process() - before <= small.settings().engine_threads
     snapshot.retire()
 
 

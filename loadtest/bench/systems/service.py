@@ -34,7 +34,7 @@ class ThisService(System):
         tiers = "memory and Redis" if memory_bytes is None else "Redis alone"
         self.title = "this service" if memory_bytes is None else "this service, memory tier off"
         self.given = (
-            f"the published snapshot; cached in {tiers}; default settings, one process, as many running queries as cores; a "
+            f"the published snapshot; cached in {tiers}; default settings, one process, three running queries a core; a "
             f"key file, {USERS} keys sent in turn (readers with limits of their own), request log, audit log, metrics, ETag"
         )
         self._snapshot_dir = snapshot_dir

@@ -73,7 +73,7 @@ def build(settings: Settings, path: Path, plan: Plan, observers: Observers) -> M
         "memory_limit": f"{settings.effective_engine_memory_bytes}B",
         "temp_directory": str(spill),
         "max_temp_directory_size": f"{settings.spill_max_bytes}B",
-        "threads": settings.max_running_queries,
+        "threads": settings.engine_threads,
         # Models read tables and models only: whatever they use is in the fingerprint.
         "autoload_known_extensions": False,
         "autoinstall_known_extensions": False,
@@ -81,7 +81,7 @@ def build(settings: Settings, path: Path, plan: Plan, observers: Observers) -> M
     try:
         with duckdb.connect(str(building), config=config) as connection:
             connection.execute("SET GLOBAL TimeZone = 'UTC'")
-            work = _Work(connection, min(_MAX_WORKERS, settings.max_running_queries), files, observers)
+            work = _Work(connection, min(_MAX_WORKERS, settings.engine_threads), files, observers)
             memory_bytes = settings.effective_engine_memory_bytes
             work.run([_loading(source, memory_bytes) for source in plan.sources])
             connection.execute("SET GLOBAL enable_external_access = false")

@@ -71,7 +71,7 @@ class Database:
 def open_shared(path: Path, spill_folder: Path, settings: Settings) -> Database:
     """The one instance of a process that opens the file itself. Raises what DuckDB raises on a bad file."""
     spill_bytes = settings.named_spill_bytes
-    config = _config(spill_folder, settings.named_memory_bytes, spill_bytes, settings.max_running_queries)
+    config = _config(spill_folder, settings.named_memory_bytes, spill_bytes, settings.engine_threads)
     connection = duckdb.connect(str(path), read_only=True, config=config)
     return Database(_locked(connection, settings), spill_folder, spill_bytes)
 

@@ -61,8 +61,9 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(10.0, ge=0, le=3600)
 
     max_connections: int = Field(50, ge=1, le=10_000)
-    # A lambda, for the function is defined below.
-    max_running_queries: int = Field(default_factory=lambda: available_cpus(), ge=1, le=1024)  # noqa: PLW0108
+    # More than the cores, so that a long query does not keep short ones waiting and a core has work while a thread waits for
+    # the interpreter: docs/performance.md.
+    max_running_queries: int = Field(default_factory=lambda: 3 * available_cpus(), ge=1, le=1024)
     queue_timeout_seconds: float = Field(10.0, gt=0, le=3600)
     query_timeout_seconds: float = Field(30.0, gt=0, le=86_400)
     max_result_rows: int = Field(100_000, ge=1)
@@ -162,18 +163,23 @@ class Settings(BaseSettings):
         return self.engine_memory_bytes or int(available_memory_bytes() * 0.7)
 
     @cached_property
+    def engine_threads(self) -> int:
+        """Threads of the DuckDB instance that named queries share, and of the one that publishes: the cores."""
+        return min(self.max_running_queries, available_cpus())
+
+    @cached_property
     def effective_ad_hoc_max_running_queries(self) -> int:
-        """Ad-hoc queries that may execute at once: as set, else as many as named ones, four at most.
+        """Ad-hoc queries that may execute at once: as set, else as many as cores, four at most.
 
         Each has an instance with a memory limit of its own: the more there are, the less each may take.
         """
-        return self.ad_hoc_max_running_queries or min(4, self.max_running_queries)
+        return self.ad_hoc_max_running_queries or min(4, self.engine_threads)
 
     @cached_property
     def ad_hoc_threads(self) -> int:
         """Threads of one ad-hoc query: together not many more than the cores, but two where there are two."""
-        share = self.max_running_queries // self.effective_ad_hoc_max_running_queries
-        return min(self.max_running_queries, max(2, share))
+        share = self.engine_threads // self.effective_ad_hoc_max_running_queries
+        return min(self.engine_threads, max(2, share))
 
     @cached_property
     def named_memory_bytes(self) -> int:
