@@ -133,18 +133,23 @@ class Prometheus:
     def mark(self, name: str, *, quiet: bool = False) -> None:
         """Remember Prometheus' time. With `quiet` wait for a scrape of every replica that began after now.
 
-        A sample carries the time its scrape began and may be read later: a window therefore begins at the earliest of
-        those scrapes, which saw no request of it, and ends after the latest, which saw all.
+        A window begins at the latest of those scrapes: by then each replica has a sample of its own that saw all that
+        was asked before the window and nothing of what is asked in it. Not later, for a sample carries the time its scrape
+        began and may be read when requests run again. A window ends when all have been scraped once more.
         """
         scraped = now = self._scalar("time()")
         if quiet:
             deadline = time.monotonic() + _SCRAPE_WAIT_SECONDS
             up = f'up{{job="{self._job}"}}'  # timestamp() tells a sample's own time of a plain selector only
-            while not (scraped := self._scalar(f"min(timestamp({up}) and {up} == 1)")) >= now:
+            while True:
+                samples = self._query(f"timestamp({up}) and {up} == 1", None)
+                times = [float(sample["value"][1]) for sample in samples]
+                if times and min(times) >= now:
+                    break
                 if time.monotonic() > deadline:
                     raise Unmeasured(f"{self._url}: job {self._job!r} was not scraped for {_SCRAPE_WAIT_SECONDS:g} s")
                 time.sleep(0.5)
-            now = self._scalar("time()")
+            scraped, now = max(times), self._scalar("time()")
         self._marks[name] = (scraped, now)
         self._local[name] = time.monotonic()
 

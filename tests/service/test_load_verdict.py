@@ -18,6 +18,8 @@ import httpx
 import pytest
 import yaml
 
+from loadtest.objectives import load_objectives
+from loadtest.service_side import Prometheus, requests_in
 from tests.support.service import Service, free_port, wait_until
 from tests.support.small import Small
 
@@ -179,19 +181,22 @@ def test_publishing_that_fails_fails_the_run(serve: Callable[..., Service], load
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[Callable[[Service], str]]:
-    """A real Prometheus that scrapes a service as the stack's does."""
+def prometheus(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """A real Prometheus that scrapes services as the stack's does."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("no prometheus program here")
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(service: Service) -> str:
+    def start(*services: Service, interval: str = "1s") -> str:
         port = free_port()
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "global": {"scrape_interval": interval, "scrape_timeout": "1s"},
             "scrape_configs": [
-                {"job_name": "query", "static_configs": [{"targets": [service.url.removeprefix("http://")]}]}
+                {
+                    "job_name": "query",
+                    "static_configs": [{"targets": [service.url.removeprefix("http://") for service in services]}],
+                }
             ],
         }
         (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
@@ -216,7 +221,7 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[Service], str]]:
 
 
 def test_prometheus_tells_what_the_client_saw(
-    serve: Callable[..., Service], load: Callable[..., Report], prometheus: Callable[[Service], str]
+    serve: Callable[..., Service], load: Callable[..., Report], prometheus: Callable[..., str]
 ) -> None:
     service = serve()
     done = load(service, "--prometheus", prometheus(service), seconds=40)
@@ -224,6 +229,26 @@ def test_prometheus_tells_what_the_client_saw(
     requests = done.row("requests")
     assert requests["client"] == requests["service"], "no request lies at an edge of the window"
     assert done.row("throughput")["agreed"]
+
+
+def test_replicas_that_are_scraped_at_different_moments_are_counted_over_the_same_window(
+    serve: Callable[..., Service], prometheus: Callable[..., str]
+) -> None:
+    replicas = [serve() for _ in range(3)]
+    url = prometheus(*replicas, interval="4s")
+    counted = {"query": "count(up == 1) == 3"}
+    wait_until(lambda: httpx.get(f"{url}/api/v1/query", params=counted).json()["data"]["result"], what="three targets")
+    side = Prometheus(url, "query")
+    objectives = load_objectives(ROOT / "slo.yaml")
+    for turn in range(2):
+        for replica in replicas:  # before the window
+            replica.query("shops")
+        side.mark(f"begin {turn}", quiet=True)
+        for replica in replicas:
+            for _ in range(10):
+                replica.query("shops")
+        side.mark(f"end {turn}", quiet=True)
+        assert requests_in(side.counted(f"begin {turn}", f"end {turn}"), objectives) == 30
 
 
 def test_the_verdict_can_be_scraped(serve: Callable[..., Service], tmp_path: Path) -> None:
