@@ -14,6 +14,7 @@ import gevent
 from locust.env import Environment
 from locust.runners import LocalRunner
 
+from .connections import keep_connections
 from .gauges import Gauges
 from .measured import Counters
 from .objectives import Objectives
@@ -75,6 +76,7 @@ class Run:
         self._objectives = objectives
         for kind in PEOPLE:
             kind.world = world
+        keep_connections()
         self.environment = Environment(user_classes=list(PEOPLE), host=url, stop_timeout=STOP_WITHIN_SECONDS)
         self._runner: LocalRunner = self.environment.create_local_runner()
         self._users = 0

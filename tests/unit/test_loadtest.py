@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import resource
+import socket
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
+from geventhttpclient.connectionpool import ConnectionPool
 
+from loadtest.connections import keep_connections
 from loadtest.keys import RESERVE, KeyRing
 from loadtest.measured import Measured, apart, bucket_quantile, from_counters, increase, percentile
 from loadtest.objectives import BadObjectives, Objectives, load_objectives
@@ -274,6 +279,29 @@ def test_given_keys_are_used_in_turn() -> None:
         keys.append(ring.key)
         ring.answered(ring.key, "0")
     assert keys == ["b", "a", "b"]
+
+
+def test_a_connection_is_used_again_whatever_its_descriptors_number_until_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ConnectionPool, "_is_socket_alive", ConnectionPool._is_socket_alive)  # as before, afterwards
+    keep_connections()
+    pool = ConnectionPool("127.0.0.1", 1, "127.0.0.1", 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    try:
+        mine, other = socket.socketpair()
+        with mine, other, socket.socket(fileno=os.dup2(mine.fileno(), 2000)) as high:
+            assert pool._is_socket_alive(high)  # type: ignore[arg-type]  # gevent's sockets have the same methods
+            other.send(b"x")
+            assert not pool._is_socket_alive(high), "nobody asked for this"  # type: ignore[arg-type]
+            high.recv(1)
+            assert pool._is_socket_alive(high)  # type: ignore[arg-type]
+            other.close()
+            assert not pool._is_socket_alive(high)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not pool._is_socket_alive(high), "closed"  # type: ignore[arg-type]
 
 
 def test_zipf_prefers_the_first() -> None:
