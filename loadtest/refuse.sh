@@ -8,10 +8,13 @@ cd "$(dirname "$0")/.."
 
 scenario=$1
 if [[ $(setting COMPOSE_FILE "") == *compose.prod.yaml* ]]; then
+  # Publishing is done where the data are; the command runs on the machine that sends the load.
+  more=$([ "$scenario" != publish ] || echo " \\
+    --publish-command \"ssh SERVER 'cd FOLDER && make -s rollback || docker compose run --rm -T publish publish'\"")
   cat >&2 <<WORDS
 load: production's edge is reached from outside alone, not by a container of this stack. From another machine:
   make keys ARGS="add load --role analyst --count 100 --rate-limit 1000000/minute --expires-days 1" > keys.txt     # here
-  python -m loadtest $scenario --url https://$(setting BI_DOMAIN bi.example.com) --client-only --keys-file keys.txt
+  python -m loadtest $scenario --url https://$(setting BI_DOMAIN bi.example.com) --client-only --keys-file keys.txt$more
   make keys ARGS="revoke load"                                                                                     # here
 WORDS
   exit 2

@@ -188,7 +188,7 @@ def _where(of: Mapping[str, Figures], cores: int) -> str:
                 "DuckDB alone: cores x time / queries": 1000 * cores / best,
                 "the service: cores x time / answers": 1000 * cores / max(miss["requests_per_second"], 1e-9),
                 "running in the engine, encoding included": miss["engine_seconds"] * 1000 / max(miss["engine_runs"], 1),
-                "waiting for a core in the engine's queue": miss["wait_seconds"] * 1000 / max(miss["engine_runs"], 1),
+                "waiting for its turn in the engine's queue": miss["wait_seconds"] * 1000 / max(miss["engine_runs"], 1),
                 "processor, service": miss["cpu_system_seconds"] * each,
                 "processor, Redis": miss["cpu_redis_seconds"] * each,
                 "processor, wrk": miss["cpu_wrk_seconds"] * each,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,18 @@ def test_the_runbooks_send_nobody_to_a_port_that_production_does_not_publish() -
     sections = (DOCS / "runbooks.md").read_text(encoding="utf-8").partition("\n## ")[2]
     pointed_at = re.findall(r"^.*127\.0\.0\.1:(?:9090|9093).*$", sections, re.MULTILINE)
     assert [line for line in pointed_at if "docker compose exec" not in line] == []
+
+
+def test_what_opens_the_files_of_a_strict_host_to_its_containers_opens_no_secret(tmp_path: Path) -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8").partition("### Hosts with a strict umask")[2]
+    command = page.partition("```sh\n")[2].partition("```")[0]
+    for folder in ("alerts", "dashboards", "data", "infra/local/tls", "infra/redis", "loadtest", "services"):
+        (tmp_path / folder).mkdir(parents=True)
+    files = [tmp_path / name for name in ("slo.yaml", "infra/redis/redis.conf", "infra/local/tls/key.pem")]
+    for file in files:
+        file.write_text("x")
+        file.chmod(0o400)
+    (tmp_path / "infra/local/tls").chmod(0o700)
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o444, 0o444, 0o400]
+    assert (tmp_path / "infra/local/tls").stat().st_mode & 0o777 == 0o755

@@ -21,7 +21,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
-        shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("__pycache__", "local"))
         (folder / "services/query").mkdir(parents=True)
         (folder / "services/query/Dockerfile").write_text("FROM scratch\nLABEL of.a=test\n")
         here = compose_image("BI_QUERY_IMAGE")

@@ -92,6 +92,11 @@ def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: st
             "slo",
             "--url https://bi.test --client-only",
         ),
+        (
+            "COMPOSE_FILE=compose.yaml:compose.prod.yaml\nBI_DOMAIN=bi.test\n",
+            "publish",
+            "--publish-command",
+        ),
     ],
 )
 def test_a_load_test_that_cannot_work_in_its_container_is_told_before_anything_is_built(

@@ -81,17 +81,19 @@ def test_settings_cannot_change_after_the_start() -> None:
         load_settings().port = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 99)])
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 99), ("40000000 100000", 400)]
+)
 def test_running_queries_follow_the_container_s_cpu_quota(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     monkeypatch.setattr(settings_module, "_CGROUP_CPU_FILE", str(file))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(99)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(max(cores, 99))), raising=False)
     assert available_cpus() == cores
     settings = load_settings()
-    assert settings.max_running_queries == 3 * cores, "a long query keeps no short one waiting"
+    assert settings.max_running_queries == min(1024, 3 * cores), "a long query keeps no short one waiting"
     assert settings.engine_threads == cores and settings.effective_ad_hoc_max_running_queries == min(4, cores)
     assert load_settings(max_running_queries=1).engine_threads == 1
 

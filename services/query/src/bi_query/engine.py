@@ -131,7 +131,7 @@ class Engine:
         if run.started_at is None:
             left = run.queued_at + self._queue_timeout_seconds - now
             if left <= 0 and run.lane.leave_queue(run):
-                text = f"no core came free within {self._queue_timeout_seconds:g} s"
+                text = f"its turn did not come within {self._queue_timeout_seconds:g} s"
                 self._end(run, self._refusal("queue_timeout", text))
                 return
             left = min(left, run.timeout_seconds) if left > 0 else run.timeout_seconds

@@ -159,7 +159,7 @@ class Metrics:
     def _engine(self) -> None:
         self.engine_running = self._gauge("bi_engine_running_queries", "Queries executing now.", ("lane",))
         self.engine_waiting = self._gauge(
-            "bi_engine_waiting_queries", "Admitted queries waiting for a core.", ("lane",)
+            "bi_engine_waiting_queries", "Admitted queries waiting for their turn.", ("lane",)
         )
         self.engine_max_running = self._gauge(
             "bi_engine_max_running_queries", "Queries that may execute at once.", ("lane",)
@@ -167,7 +167,7 @@ class Metrics:
         self.engine_max_connections = self._gauge("bi_engine_max_connections", "Queries admitted at once.", ("lane",))
         self.engine_wait = Histogram(
             "bi_engine_wait_seconds",
-            "Seconds an admitted query waited for a core.",
+            "Seconds an admitted query waited for its turn.",
             buckets=ENGINE_SECONDS_BUCKETS,
             registry=self.registry,
         )

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(50, ge=1, le=10_000)
     # More than the cores, so that a long query does not keep short ones waiting and a core has work while a thread waits for
     # the interpreter: docs/performance.md.
-    max_running_queries: int = Field(default_factory=lambda: 3 * available_cpus(), ge=1, le=1024)
+    max_running_queries: int = Field(default_factory=lambda: min(1024, 3 * available_cpus()), ge=1, le=1024)
     queue_timeout_seconds: float = Field(10.0, gt=0, le=3600)
     query_timeout_seconds: float = Field(30.0, gt=0, le=86_400)
     max_result_rows: int = Field(100_000, ge=1)
