@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import httpx
+import pytest
+from mounted import CHECKS, check
+from stack_tools import Failure
 
 from tests.support.service import wait_until
 from tests.support.stack import SERVICE_LABEL, Prometheus, Stack, has_grafana
@@ -108,3 +112,20 @@ def test_the_watchdog_reaches_the_heartbeat_receiver_and_nobody_else(stack: Stac
     )
     assert receiver.names("heartbeat") == {"Watchdog firing"}
     assert not receiver.alerts("team", "Watchdog")
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_what_a_service_says_of_its_own_files_before_a_restart_is_that_they_are_good(name: str, stack: Stack) -> None:
+    (container,) = stack.inspect(name, running=True)
+    check(container, CHECKS[name])
+
+
+def test_prometheus_is_not_restarted_onto_rules_that_it_cannot_read(stack: Stack, tmp_path: Path) -> None:
+    (container,) = stack.inspect("prometheus", running=True)
+    (tmp_path / "rules.yaml").write_text("groups: [{name: broken, rules: [{alert: A, expr: 'sum('}]}]")
+    tmp_path.chmod(0o755)
+    for mount in container["Mounts"]:
+        if mount["Destination"] == "/etc/prometheus/rules":
+            mount["Source"] = str(tmp_path)
+    with pytest.raises(Failure, match=r"(?s)runs on its old files.*rules\.yaml.*parse error"):
+        check(container, CHECKS["prometheus"])
