@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .gauges import Gauges
+from .keys import read_keys
 from .measured import from_counters
 from .objectives import BadObjectives, Objectives, load_objectives
 from .people import World
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         scenario = _chosen(given, objectives)
         if scenario.publishes and not given.publish_command:
             raise BadObjectives("scenario publish needs --publish-command (make load SCENARIO=publish shows one)")
-        keys = given.keys_file.read_text().split() if given.keys_file else []
+        keys = read_keys(given.keys_file) if given.keys_file else []
         recorder = Recorder(objectives)
         gauges = Gauges(scenario.name)
         if given.listen:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 # Left over when moving to the next key: tiles of a dashboard are asked together, and their answers tell of the past.
 RESERVE = 12
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys in a file, one a line. Raises `ValueError` where there is none or a line is something else, `OSError`."""
+    keys = []
+    for number, line in enumerate(path.read_text(errors="backslashreplace").splitlines(), 1):
+        words = line.split()
+        if len(words) > 1 or not line.isascii():
+            raise ValueError(f"{path}, line {number}: not an API key; the file has one key a line and nothing else")
+        keys += words
+    if not keys:
+        raise ValueError(f"{path}: no API key in it; it has one key a line (make -s keys ARGS=... > {path})")
+    return keys
 
 
 class KeyRing:

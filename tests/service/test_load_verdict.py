@@ -158,6 +158,17 @@ def test_a_service_that_is_not_there_is_exit_code_2() -> None:
     assert "not run: URLError" in done.stderr
 
 
+def test_a_file_of_keys_that_has_something_else_in_it_is_exit_code_2(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("make[1]: Entering directory '/srv/bi'\nbi_0123456789ab_secret\n")  # what a make in a make adds
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest", "slo", "--url", f"http://127.0.0.1:{free_port()}", "--keys-file", keys],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{keys}, line 1: not an API key" in done.stderr and "secret" not in done.stderr
+
+
 def test_new_snapshots_under_load_fail_nobody(
     small: Small, serve: Callable[..., Service], load: Callable[..., Report], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ import yaml
 from geventhttpclient.connectionpool import ConnectionPool
 
 from loadtest.connections import keep_connections
-from loadtest.keys import RESERVE, KeyRing
+from loadtest.keys import RESERVE, KeyRing, read_keys
 from loadtest.measured import Measured, apart, bucket_quantile, from_counters, increase, percentile
 from loadtest.objectives import BadObjectives, Objectives, load_objectives
 from loadtest.questions import AD_HOC_ENDPOINT, NAMED_ENDPOINT, Questions, Zipf, read_questions
@@ -279,6 +279,30 @@ def test_given_keys_are_used_in_turn() -> None:
         keys.append(ring.key)
         ring.answered(ring.key, "0")
     assert keys == ["b", "a", "b"]
+
+
+def test_a_file_of_keys_has_one_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text("bi_1_a\n\n  bi_2_b \r\n")
+    assert read_keys(file) == ["bi_1_a", "bi_2_b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("make[1]: Entering directory '/srv/bi'\nbi_1_a\n", "line 1: not an API key"),
+        ("bi_1_a\nbi_2_b bi_3_c\n", "line 2: not an API key"),
+        ("bi_1_a\n\x00\xffé\n", "line 2: not an API key"),
+        ("\n", "no API key in it"),
+    ],
+)
+def test_a_file_that_is_not_one_of_keys_is_refused_by_the_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=said) as refused:
+        read_keys(file)
+    assert str(file) in str(refused.value)
+    assert "bi_" not in str(refused.value)
 
 
 def test_a_connection_is_used_again_whatever_its_descriptors_number_until_it_is_closed(
