@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 from slo_budget import budget_group, objectives
 from slo_common import Spec
-from slo_measures import target_group, threshold_group
+from slo_measures import target_group, threshold_group, uptime_group
 
 ROOT = Path(__file__).resolve().parent.parent
 SLO_FILE = ROOT / "slo.yaml"
@@ -45,6 +45,7 @@ def render(spec: Spec) -> str:
     """The text of slo.rules.yaml; KeyError or ValueError when slo.yaml lacks something or makes no sense."""
     groups = [target_group(spec), threshold_group(spec)]
     groups += [budget_group(spec, item) for item in objectives(spec)]
+    groups.append(uptime_group(spec))
     return HEADER + yaml.dump({"groups": groups}, Dumper=Literal, sort_keys=False, width=400)
 
 

@@ -122,3 +122,20 @@ def threshold_group(spec: Spec) -> Rule:
     """Measures, then every alert that compares one with a number of slo.yaml."""
     rules = measure_rules(spec) + request_thresholds(spec) + data_thresholds(spec)
     return {"name": "slo-thresholds", "rules": rules}
+
+
+def uptime_group(spec: Spec) -> Rule:
+    """What the replicas cannot count: the period's share of probes through the edge that succeeded, and its budget left.
+
+    Each probe weighs the same, each request does in the objectives: the two budgets are compared, never added.
+    """
+    part, days = spec["availability"], int(spec["window_days"])
+    budget = plain(1 - ratio(part["objective_percent"]))
+    uptime = f"bi:uptime:ratio_{days}d"
+    probes = selector("probe_success", job=part["probe_job"])
+    rules = [
+        {"record": uptime, "expr": f"avg_over_time({probes}[{days}d])"},
+        {"record": "bi:uptime_error_budget_remaining:ratio", "expr": f"1 - (1 - {uptime}) / {budget}"},
+    ]
+    # Every minute is often enough for a month's samples.
+    return {"name": "slo-uptime", "interval": "60s", "rules": rules}

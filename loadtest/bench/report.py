@@ -143,14 +143,15 @@ def as_markdown(document: Document) -> str:
 
 def _table(document: Document, names: Sequence[str]) -> str:
     lines = [
-        "| | answers/s | p50 ms | p95 ms | p99 ms | refused | time-outs |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | answers/s | p50 ms | p95 ms | p99 ms | refused | time-outs | broken |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
         figures = document["medians"][name]
         shown = [_short(figures[key]) for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")]
         rounds = document["rounds"][name]
-        wrong = [f"{sum(one[key] for one in rounds):.0f}" if key in figures else "" for key in ("refused", "timeouts")]
+        counts = ("refused", "timeouts", "failed_sockets")
+        wrong = [f"{sum(one[key] for one in rounds):.0f}" if key in figures else "" for key in counts]
         lines.append(f"| {document['titles'][name]} | {' | '.join([*shown, *wrong])} |")
     return "\n".join(lines)
 

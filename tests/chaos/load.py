@@ -1,10 +1,10 @@
-"""Thirty users with a fixed set of questions whose right answers are known: every answer is compared, byte for byte.
+"""The users of slo.yaml with a fixed set of questions whose right answers are known: each answer is compared, byte for byte.
 
 A user asks, compares, rests a moment and asks the next. Three things can go wrong, and each is counted by itself:
 
 - failed: no answer, or another status than 200;
 - wrong: a 200 with other bytes than the right ones, or of other data;
-- slow: longer than the objective's 2 s.
+- slow: longer than the latency objective's threshold.
 
 A user who `repeats` asks again, as careful clients do, when the line was cut or the edge found nobody (502, 503, 504); what
 had to be repeated is counted as `cut`, and is failed only if it stays so.
@@ -21,15 +21,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from loadtest.objectives import load_objectives
 from tests.support.service import wait_until
 
-USERS = 30
+_OBJECTIVES = load_objectives(Path(__file__).resolve().parents[2] / "slo.yaml")
+USERS = _OBJECTIVES.users
+SLOW_SECONDS = _OBJECTIVES.threshold_seconds
 REST_SECONDS = 0.1
-SLOW_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0
 REPEAT_SECONDS = 20.0
 TRY_AGAIN = frozenset({502, 503, 504})
@@ -203,7 +206,7 @@ class Load:
 
 @contextlib.contextmanager
 def load(edge: Edge, expected: Mapping[Question, Answer], *, repeats: bool = False) -> Iterator[Load]:
-    """Thirty users for the length of a block, on a thread of their own."""
+    """The users for the length of a block, on a thread of their own."""
     seen, stop = Load(edge, expected, repeats), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(seen.users(stop)), name="users", daemon=True)
     thread.start()

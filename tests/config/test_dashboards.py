@@ -126,6 +126,12 @@ def test_the_exporters_list_names_nothing_unused(dashboards: list[Json]) -> None
     assert {name for names in exporter_metrics().values() for name in names} - used == set()
 
 
+def test_uptime_seen_from_outside_is_on_the_slo_dashboard(dashboards: list[Json]) -> None:
+    slo = [dashboard for dashboard in dashboards if dashboard["uid"] == "bi-slo"]
+    shown = {selector.metric for _, selector in lint.used_selectors(slo)}
+    assert {"bi:uptime:ratio_1d", "bi:uptime:ratio_30d", "bi:uptime_error_budget_remaining:ratio"} <= shown
+
+
 def test_every_objective_named_is_recorded_from_slo_yaml(dashboards: list[Json]) -> None:
     recorded = {rule["labels"]["target"] for rule in rules() if rule.get("record") == "bi:slo_target:value"}
     asked = [s.matchers["target"] for _, s in lint.used_selectors(dashboards) if s.metric == "bi:slo_target:value"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,54 @@ def test_what_opens_the_files_of_a_strict_host_to_its_containers_opens_no_secret
     subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
     assert [file.stat().st_mode & 0o777 for file in files] == [0o444, 0o444, 0o400]
     assert (tmp_path / "infra/local/tls").stat().st_mode & 0o777 == 0o755
+
+
+PERCENTILES = ("p50", "p95", "p99")
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """The cells of every table, its heading first."""
+    for block in re.findall(r"(?:^\|.*\|$\n?){3,}", text, re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        yield [head, *rows]
+
+
+def numbers(cells: list[str]) -> list[float]:
+    """The first number of each cell that has one."""
+    found = [re.search(r"\d[\d,]*(?:\.\d+)?", cell) for cell in cells]
+    return [float(number[0].replace(",", "")) for number in found if number]
+
+
+def percentiles(table: list[list[str]]) -> Iterator[tuple[str, list[float]]]:
+    """(where, p50, p95 and p99) wherever a table gives the three, in columns or in one cell."""
+    head, *rows = table
+    starts = [
+        at for at in range(len(head) - 2)
+        if all(re.search(rf"\b{name}\b", head[at + step]) for step, name in enumerate(PERCENTILES))
+    ]  # fmt: skip
+    for row in rows:
+        for at in starts:
+            yield f"{row[0]}, {head[at]}", numbers(row[at : at + 3])
+        for name, cell in zip(head[1:], row[1:], strict=False):
+            if "p50 / p95 / p99" in row[0] + name and cell.count(" / ") >= 2:
+                yield f"{row[0]}, {name}", numbers(cell.split(" / ")[:3])
+
+
+def unordered(text: str) -> list[str]:
+    """What says that more requests are quicker than fewer."""
+    found = (entry for table in tables(text) for entry in percentiles(table))
+    return [f"{where}: {values}" for where, values in found if values != sorted(values)]
+
+
+def test_no_table_has_a_p50_above_its_p95_or_that_above_its_p99() -> None:
+    pages = [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), ROOT / "loadtest/bench/RESULTS.md"]
+    texts = [path.read_text(encoding="utf-8") for path in pages]
+    assert sum(len(list(percentiles(table))) for text in texts for table in tables(text)) > 50
+    assert [entry for text in texts for entry in unordered(text)] == []
+
+
+def test_percentiles_out_of_order_are_found_in_columns_and_in_a_cell() -> None:
+    columns = "| query | cold p50 | p95 | p99 |\n| --- | --- | --- | --- |\n| a | 13 | 4.3 | 7 |\n| b | 1 | 2 | 2 |\n"
+    assert unordered(columns) == ["a, cold p50: [13.0, 4.3, 7.0]"]
+    cell = "| | run |\n| --- | --- |\n| p50 / p95 / p99 ms | 3.1 / 24.7 / 13.6 (at 300) |\n"
+    assert unordered(cell) == ["p50 / p95 / p99 ms, run: [3.1, 24.7, 13.6]"]

@@ -23,7 +23,9 @@ SLO = load(ROOT / "slo.yaml")
 RENDERED = ROOT / "alerts/rules/slo.rules.yaml"
 # Rendered from slo.yaml, or showing what follows from it: these hold its numbers rightly.
 HOLDERS = ("slo.yaml", "alerts/rules/slo.rules.yaml", "alerts/tests/")
-WATCHED = ("*.yaml", "*.yml", "*.json", "*.py", "*.md", "*.mk", "*.sh", "*.toml", "Makefile")
+WATCHED = (
+    "*.yaml", "*.yml", "*.json", "*.py", "*.md", "*.mk", "*.sh", "*.toml", "*.txt", "*.html", "*Makefile", "*Dockerfile",
+)  # fmt: skip
 # Series that an objective governs: a rule or a dashboard compares them with a recorded target, never with a number.
 GOVERNED = re.compile(r"http_request_duration_seconds|bi:api_(latency|error)|bi:cache_hit|slo:sli_error")
 COMPARED = re.compile(r"[<>]=?\s*(?:bool\s+)?(?!0(?![.\d]))\d")
@@ -181,17 +183,43 @@ def telling_numbers() -> list[str]:
 
 
 def phrases() -> list[str]:
-    """How code and prose would state the other objectives."""
-    latency, cache = SLO["latency"], SLO["cache"]["hit_rate_percent"]
-    p95, rate = latency["p95_seconds"], SLO["throughput"]["requests_per_second"]
+    """How code and prose would state the other objectives: their number near the word for what it is of."""
+    latency, availability, cache = SLO["latency"], SLO["availability"], SLO["cache"]["hit_rate_percent"]
+    goal, users = latency["objective_percent"], SLO["users"]
+    limit = rf"({'|'.join(sorted({exactly(latency[key]) for key in ('p95_seconds', 'threshold_seconds')}))})"
+    rate = exactly(SLO["throughput"]["requests_per_second"])
+    beyond = r"(above|over|below|under|within|less than|more than|at least|at most|longer than|[<>]=?)"
+    is_ = r"[`'\"\]) ]*[:=<>]+ *"
+    per_second = r" ?(req(uest)?s?|answers) ?(/ ?s\b|(per|a|each) second)"
     return [
-        rf"p95\w*[`'\"\]) ]*[<>]=? *{p95}(\.0)?\b",
-        rf"hit.?rate\w*[`'\"\]) ]*[<>]=? *({cache}\b|{cache / 100:g})",
-        rf"\b(throughput|rps|req/s|requests_per_second)[`'\"\]) ]*[<>]=? *{rate}\b",
-        rf"[<>]=? *{rate} (req/s|requests per second)",
-        rf"error.?rat(e|io)\w*[`'\"\]) ]*[<>]=? *({SLO['availability']['alert_error_percent']} ?%|"
-        rf"{SLO['availability']['alert_error_percent'] / 100:g}\b)",
+        rf"(p95|latency|slow)\w*(?![^|\n]*\|)[^.|\n]{{0,20}}?{beyond} ?{limit}(?! ?(m|µ|u)s\b)",
+        rf"requests\b[^.|\n]{{0,30}}?{beyond} ?{limit} ?s(econds)?\b",
+        rf"slow_?(after_?)?(seconds)?{is_}{limit}",
+        rf"(latency|objective|slo)\w*{is_}({exactly(goal)}|{exactly(goal / 100)})(?! ?m?s)",
+        rf"\b{share(goal)} of (the |all |our |api )*(requests|answers)",
+        rf"(latency|objective)\w*( objective| threshold)? (is |of )?({share(goal)}|{limit} ?s(econds)?\b)",
+        rf"hit.?rate\w*[^.|\n]{{0,20}}?({beyond}|[:=]) ?{share(cache)}",
+        rf"(hit.?rate|cache.?hit)\w*{is_}({exactly(cache)}|{exactly(cache / 100)})",
+        rf"cache\w*[^.|\n]{{0,30}}?{beyond} ?{share(cache)}",
+        rf"{beyond} ?{share(cache)} (of )?(the |all )?(look-?ups|hits|requests|cache)",
+        rf"\b(throughput|rps|req/s|requests_per_second)\w*( objective)?{is_}{rate}",
+        rf"{rate}{per_second}",
+        rf"error.?rat(e|io)\w*[^.|\n]{{0,10}}?{beyond} ?{share(availability['alert_error_percent'])}",
+        rf"\b{users} (concurrent|simultaneous|parallel) (users|people|clients)",
+        rf"\b(concurrent_)?users{is_}{users}\b(?!\.\d)",
     ]
+
+
+def exactly(value: float) -> str:
+    """The number as a word of its own, with or without zeros behind the point."""
+    text = f"{value:g}"
+    digits = text.replace(".", "[.,]") + ("0*" if "." in text else "([.]0+)?")
+    return rf"(?<![\d.,]){digits}(?!\d|[.,]\d)"
+
+
+def share(percent: float) -> str:
+    """The percentage as such, or as a ratio."""
+    return rf"({exactly(percent)} ?(%|percent)|{exactly(percent / 100)})"
 
 
 def offences(text: str) -> list[str]:
@@ -215,6 +243,20 @@ def test_no_other_file_states_an_objective() -> None:
         f"hit_rate >= {SLO['cache']['hit_rate_percent'] / 100}",
         f"error_ratio > {SLO['availability']['alert_error_percent'] / 100}",
         f"more than > {SLO['throughput']['requests_per_second']} req/s",
+        f"{SLO['latency']['objective_percent']} % of requests under {SLO['latency']['threshold_seconds']} s",
+        f"requests must end within {SLO['latency']['threshold_seconds']} s",
+        f"latency_objective: {SLO['latency']['objective_percent'] / 100}",
+        f"SLOW_SECONDS = {SLO['latency']['threshold_seconds']}.0",
+        f"p95 below {SLO['latency']['p95_seconds']} s",
+        f"a latency objective of {SLO['latency']['objective_percent']} %",
+        f"the latency threshold is {SLO['latency']['threshold_seconds']} s",
+        f"hit_rate_percent: {SLO['cache']['hit_rate_percent']}",
+        f"at least {SLO['cache']['hit_rate_percent']} % of lookups are hits",
+        f"hit rate above {SLO['cache']['hit_rate_percent']} %",
+        f"cache must answer at least {SLO['cache']['hit_rate_percent']} %",
+        f"{SLO['users']} concurrent users",
+        f"USERS = {SLO['users']}",
+        f"throughput objective: {SLO['throughput']['requests_per_second']} requests/s",
     ],
 )
 def test_a_stated_objective_is_found(line: str) -> None:
@@ -223,6 +265,15 @@ def test_a_stated_objective_is_found(line: str) -> None:
 
 def test_numbers_that_only_look_alike_are_left_alone() -> None:
     assert offences("version 1.99.5\nbuckets 0.005 2.0\np95 > 20\n199.5") == []
+    # What was measured is no objective, and neither is another limit.
+    measured = [
+        "p95 below 2 ms",
+        "hit rate 96.5 %",
+        "met at 30 users with think times",
+        "130 concurrent users",
+        "USERS = 300",
+    ]
+    assert offences("\n".join([*measured, "BI_RATE_LIMIT, 100 requests a minute", "1,100 requests a second"])) == []
 
 
 def expressions(node: Any) -> Iterator[str]:

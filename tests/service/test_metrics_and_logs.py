@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import bi_query.app  # noqa: F401  # every error class of the service is known then
+from bi_query.errors import ProblemError
 from bi_query.metrics import metric_names
 
 from tests.support.service import Service, wait_until
@@ -23,6 +25,11 @@ def series(service: Service, name: str) -> list[dict[str, str]]:
     """The label sets of a metric."""
     found = re.findall(rf"^{name}(?:\{{(.*)\}})? \S+$", exposed(service), re.MULTILINE)
     return [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in found]
+
+
+def subclasses(kind: type[ProblemError]) -> set[type[ProblemError]]:
+    """The class and all that derive from it."""
+    return {kind}.union(*(subclasses(inner) for inner in kind.__subclasses__()))
 
 
 def request_lines(service: Service, wanted: int) -> list[dict[str, Any]]:
@@ -114,9 +121,16 @@ def test_the_time_of_a_failed_request_is_observed(serve: Callable[..., Service])
 
 def test_errors_that_never_happened_are_already_at_zero(serve: Callable[..., Service]) -> None:
     service = serve()
-    for status in ("200", "500", "503"):
-        wanted = {"method": "GET", "endpoint": NAMED, "status": status}
-        assert wanted in series(service, "http_requests_total")
+    ours = {str(kind.status) for kind in subclasses(ProblemError) if kind.status >= 500}
+    assert ours == {"500", "503", "504"}
+    for method, endpoint in (
+        ("GET", NAMED),
+        ("POST", "/api/v1/query"),
+        ("GET", "/api/v1/chat"),
+        ("POST", "/api/v1/chat"),
+    ):
+        for status in {"200"} | ours:
+            assert {"method": method, "endpoint": endpoint, "status": status} in series(service, "http_requests_total")
     assert {"query": "shops", "outcome": "error"} in series(service, "bi_engine_queries_total")
     assert {"reason": "queue_full"} in series(service, "bi_engine_rejections_total")
 

@@ -23,7 +23,7 @@ AGGREGATED = {"sum", "max", "min", "avg"}
 UNSCOPED = re.compile(r":|^(ALERTS|up|scrape_duration_seconds|probe_\w+|bi_loadtest_\w+)$")
 SLO_SERIES = re.compile(r"^(bi:slo_target:value|slo:objective:ratio)$")
 # What these measure has an objective or an alerting limit, so a panel of it must show that beside it.
-RECORDED_SLI = re.compile(r"^(bi:api_(error|latency_seconds):\w+|bi:cache_hit:ratio|slo:sli_error:\w+)$")
+RECORDED_SLI = re.compile(r"^(bi:api_(error|latency_seconds):\w+|bi:cache_hit:ratio|bi:uptime:\w+|slo:sli_error:\w+)$")
 MIN_DESCRIPTION = 40
 LABEL_VALUES_TYPE = 1  # Grafana's: label names 0, label values 1, metric names 2, ...
 # A share with an error budget lives between the objective and 1; on an axis from 0 it is a line along the top.
@@ -202,7 +202,7 @@ def broken_link(url: str, known: dict[str, set[int]]) -> list[str]:
 
 
 def measures_slo(panel: Json) -> bool:
-    """Whether the panel shows something that has an objective in slo.yaml: user latency, errors, cache hits."""
+    """Whether the panel shows something that has an objective in slo.yaml: user latency, errors, cache hits, uptime."""
     if panel["type"] == "table" or panel["fieldConfig"]["defaults"].get("unit") not in {"s", "percentunit"}:
         return False
     for target in panel.get("targets", []):

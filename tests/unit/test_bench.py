@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.bench import report
 from loadtest.bench.check import difference
 from loadtest.bench.portable_sql import DATES, KINDS, Dialect, portable_sql
 from loadtest.bench.report import AIMS, as_markdown, ratios
@@ -134,8 +136,9 @@ def figures(rate: float, **more: float) -> dict[str, float]:
 
 
 SPENT = {
-    "refused": 0, "timeouts": 0, "engine_runs": 10, "engine_seconds": 1, "wait_seconds": 2, "hit_memory": 0, "hit_redis": 0,
-    "miss_none": 10, "cpu_system_seconds": 1, "cpu_redis_seconds": 0.1, "cpu_wrk_seconds": 0.1,
+    "refused": 0, "timeouts": 0, "failed_sockets": 0, "engine_runs": 10, "engine_seconds": 1, "wait_seconds": 2,
+    "hit_memory": 0, "hit_redis": 0, "miss_none": 10,
+    "cpu_system_seconds": 1, "cpu_redis_seconds": 0.1, "cpu_wrk_seconds": 0.1,
 }  # fmt: skip
 ROUNDS = {
     "hit": [figures(50), figures(40), figures(10)],
@@ -189,6 +192,20 @@ def test_the_report_says_which_aims_were_missed() -> None:
     assert "| miss_vs_duckdb | 0.80 | >= 0.85 | missed |" in text
     assert "| mixed_vs_roapi | none finished | >= 10 | missed |" in text
     assert all(f"title of {name}" in text for name in ROUNDS)
+
+
+def test_refusals_time_outs_and_broken_connections_are_counted_apart_over_all_rounds() -> None:
+    rounds = [figures(9, refused=one, timeouts=2, failed_sockets=3) for one in (1, 6)]
+    document = {"titles": {"hit": "hits", "alone": "DuckDB"}, "rounds": {"hit": rounds, "alone": [figures(9)]}}
+    document["medians"] = medians(document["rounds"])
+    head, _, hits, alone = report._table(document, ["hit", "alone"]).splitlines()
+    assert head.endswith("| refused | time-outs | broken |")
+    assert hits.endswith("| 7 | 4 | 6 |") and alone.endswith("|  |  |  |")
+
+
+def test_the_committed_table_is_what_the_committed_rounds_render_to() -> None:
+    folder = ROOT / "loadtest/bench"
+    assert (folder / "RESULTS.md").read_text() == as_markdown(json.loads((folder / "results.json").read_text()))
 
 
 def test_every_aim_is_of_a_ratio_that_is_measured() -> None:

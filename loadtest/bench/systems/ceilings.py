@@ -15,7 +15,8 @@ PLAIN = {"asgi": ("bare_app", "bare ASGI application"), "fastapi": ("fastapi_app
 
 
 class Ceiling(System):
-    """One of `PLAIN`, answering `body` to everything it is asked; the requests are as long as the service's."""
+    """One of `PLAIN`, answering `body` to everything it is asked. The requests carry a key as the service's do, and no query
+    string: they are shorter, which is in the ceilings' favour."""
 
     given = "the bytes of the service's answer, in memory; one uvicorn process with uvloop and httptools, no access log"
 

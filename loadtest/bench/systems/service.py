@@ -14,11 +14,10 @@ from bi_query.keys import KeyFile
 from tests.support.redis_server import redis_running
 from tests.support.service import Service, running
 
-from ..measure import process_seconds
+from ..measure import CONNECTIONS, process_seconds
 from ..workload import Question
 from .base import Ask, Rows, System, json_of
 
-USERS = 30
 # Keys carry limits of their own: the service's stays at its default, and every request is counted against its client's.
 OWN_LIMIT = "1000000000/minute"
 
@@ -34,8 +33,9 @@ class ThisService(System):
         tiers = "memory and Redis" if memory_bytes is None else "Redis alone"
         self.title = "this service" if memory_bytes is None else "this service, memory tier off"
         self.given = (
-            f"the published snapshot; cached in {tiers}; default settings, one process, three running queries a core; a "
-            f"key file, {USERS} keys sent in turn (readers with limits of their own), request log, audit log, metrics, ETag"
+            f"the published snapshot; cached in {tiers}; default settings, one process, three running queries a core; "
+            f"a key file, {CONNECTIONS} keys sent in turn (readers with limits of their own), request log, audit log, "
+            "metrics, ETag"
         )
         self._snapshot_dir = snapshot_dir
         self._memory_bytes = memory_bytes
@@ -44,7 +44,7 @@ class ThisService(System):
     def start(self) -> None:
         """Keys, Redis, then the service."""
         file = self.folder / f"{self.name}-keys.json"
-        self._keys = itertools.cycle(KeyFile(file).add("bench", Role.READER, USERS, rate_limit=OWN_LIMIT))
+        self._keys = itertools.cycle(KeyFile(file).add("bench", Role.READER, CONNECTIONS, rate_limit=OWN_LIMIT))
         self._admin = KeyFile(file).add("bench-admin", Role.ADMIN, rate_limit=OWN_LIMIT)[0]
         self.redis = self._stack.enter_context(redis_running())
         self.service: Service = self._stack.enter_context(

@@ -78,9 +78,9 @@ def create_app(settings: Settings, catalogue: Catalogue, departure: Departure | 
     app.add_exception_handler(MemoryError, _no_memory)
     app.add_exception_handler(HTTPException, _framework_refusal)
     _add_documents(app, catalogue)
-    routes = [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.QUERIES), ("GET", api.TABLES)]
-    routes += [("GET", api.CHAT), ("POST", api.CHAT)]
-    metrics.prepare(catalogue.queries, [*routes, *([("POST", api.MCP)] if settings.mcp else [])])
+    asking = [("GET", api.QUERY), ("POST", api.AD_HOC_QUERY), ("GET", api.CHAT), ("POST", api.CHAT)]
+    asking += [("POST", api.MCP)] if settings.mcp else []
+    metrics.prepare(catalogue.queries, [("GET", api.QUERIES), ("GET", api.TABLES)], asking)
 
     # The handlers exist only while the lifespan runs; the short ways find them on the application's state.
     def handlers() -> api.Api:

@@ -279,10 +279,13 @@ class Metrics:
         children[0].inc()
         children[1].inc(saved_seconds)
 
-    def prepare(self, queries: Iterable[str], endpoints: Iterable[tuple[str, str]]) -> None:
-        """Create the bounded label sets at zero, so that the first error ever is visible to `rate()`.
+    def prepare(
+        self, queries: Iterable[str], endpoints: Iterable[tuple[str, str]], asking: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Create the bounded label sets at zero: `rate()` sees a step up from 0, and nothing of a series' first value.
 
-        `queries` are catalogue names; `endpoints` are (method, route template) pairs.
+        `queries` are catalogue names; `endpoints` are (method, route template) pairs, `asking` those that run a query and
+        can end with 504 too. Every 5xx of `errors` is so visible from its first; other statuses only from their second.
         """
         for query in (*queries, AD_HOC):
             for result in CACHE_RESULTS:
@@ -294,10 +297,12 @@ class Metrics:
             self.engine_execution.labels(query)
             self.engine_rows.labels(query)
             self.engine_truncated.labels(query)
-        for method, endpoint in endpoints:
+        statuses: dict[tuple[str, str], tuple[str, ...]] = dict.fromkeys(endpoints, ("200", "500", "503"))
+        statuses |= dict.fromkeys(asking, ("200", "500", "503", "504"))
+        for (method, endpoint), expected in statuses.items():
             self.http_duration.labels(endpoint)
             self.rate_limit_rejections.labels(endpoint)
-            for status in ("200", "500", "503"):
+            for status in expected:
                 self.http_requests.labels(method, endpoint, status)
 
 
