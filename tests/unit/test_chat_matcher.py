@@ -187,6 +187,7 @@ SEEN_SINCE = [
     ("what will be our best selling product?", "top_products"),
     ("what will be our best selling product?", "forecast_accuracy"),
     ("quais produtos vão vender mais?", "top_products"),
+    ("produtos que mais vão crescer", "top_products"),
     ("forecast for next year", "sales_forecast"),
     ("quem compra cerveja?", "basket_affinity"),
     ("como foram as vendas ontem?", "dashboard_metrics"),
@@ -206,6 +207,7 @@ def test_what_a_review_saw_answered_with_something_else_is_not(question: str, wr
         ("how many households shop at store 367", "dashboard_metrics", {"store_id": "367"}),
         ("when do people shop most", "traffic_by_hour", {}),
         ("previsto versus real", "forecast_backtest", {}),
+        ("quão boa é a previsão?", "forecast_accuracy", {}),
         ("o que os clientes mais compram", "top_products", {}),
         ("what do customers buy the most", "top_products", {}),
         ("vendas de 01/03 a 15/03", "dashboard_metrics", {"from_date": "2017-03-01", "to_date": "2017-03-15"}),
@@ -319,6 +321,7 @@ def test_typing_errors_of_longer_values_still_find_them(question: str, query: st
         "vendas de hoje",
         "vendas de ontem",
         "yesterday's top products",
+        "quantos cupons foram resgatados ontem?",
     ],
 )
 def test_a_period_after_the_last_day_of_data_is_refused_not_answered_as_zero(question: str) -> None:
@@ -403,6 +406,11 @@ def test_a_value_that_the_query_cannot_take_is_not_dropped(question: str, fits: 
 )
 def test_an_unknown_word_that_says_which_part_is_meant_is_not_dropped(question: str) -> None:
     assert confidence(question) < MIN
+
+
+def test_a_verb_that_only_asks_is_no_future() -> None:
+    assert best("vamos ver as vendas por semana").query.name == "sales_by_week"
+    assert confidence("vamos ver as vendas por semana") >= SURE
 
 
 def test_a_question_about_segments_is_not_kept_from_them_by_queries_that_take_none() -> None:

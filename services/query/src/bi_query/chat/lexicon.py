@@ -10,7 +10,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from . import periods
-from .stop_words import PREPOSITIONS, STOP_WORDS, TURNING_WORDS
+from .stop_words import FUTURE_PHRASES, GOING_TO, PREPOSITIONS, STOP_WORDS, TURNING_WORDS
 from .words import NUMBER_WORDS, Word, stem, stems_of
 
 MAX_CORRECTIONS = 24
@@ -46,6 +46,7 @@ class Lexicon:
                 self._concepts.setdefault(key, " ".join(keys[0]))
         counts = Counter(part for phrase in known for part in stems_of(phrase))
         self._longest = max(map(len, self._concepts), default=1)
+        self._future = self._concepts.get(stems_of(FUTURE_PHRASES[0]))
         single = {part for key in self._concepts for part in key}
         single.update(counts)
         self._known = single | STOP_WORDS | TURNING_WORDS | {stem(word) for word in (*NUMBER_WORDS, *periods.WORDS)}
@@ -102,12 +103,25 @@ class Lexicon:
                     start = end
                     break
             else:
+                if self._future is not None and _is_future(words, start):
+                    found.append(Concept(self._future, start, start + 1))
                 start += 1
         return found
 
 
 def _tells(word: Word) -> bool:
     return word.stem not in STOP_WORDS and (len(word.stem) > 1 or word.number is not None)
+
+
+def _is_future(words: Sequence[Word], start: int) -> bool:
+    """`vão crescer`; not `vamos ver`, which only says that one asks."""
+    verb = words[start + 1] if start + 1 < len(words) else None
+    return (
+        verb is not None
+        and words[start].text in GOING_TO
+        and verb.stem not in STOP_WORDS
+        and (verb.doubt > 0 or verb.text.endswith(("ar", "er", "ir")))  # of a corrected word the ending is not known
+    )
 
 
 def _restricts(words: Sequence[Word], start: int) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from ..catalogue import Catalogue, NamedQuery
@@ -110,9 +110,8 @@ class Matcher:
         scored.sort(key=lambda entry: (-entry[0], -entry[1], entry[2].query.name))
         matches, most_sure = [], 1.0
         for _, score, profile, filled in scored[:most]:
-            most_sure = min(
-                most_sure, _confidence(score)
-            )  # the next query does not do what the one that fits best cannot
+            # The next query must not be given for what the one that fits best cannot do.
+            most_sure = min(most_sure, _confidence(score))
             matches.append(Match(profile.query, tuple(filled.values.items()), most_sure))
         return matches
 
@@ -122,7 +121,7 @@ class Matcher:
         concepts = self._lexicon.concepts(words)
         profile = next(profile for profile in self._profiles if profile.query is query)
         filled = profile.slots.fill(words, concepts, self._today())
-        says_more = any(_is_unused(concept, filled) for concept in concepts)
+        says_more = any(filled.free_any(concept.start, concept.end) for concept in concepts)
         confidence = _confidence(self._scores(profile, concepts, filled)[1])
         return Match(query, tuple(filled.values.items()), confidence, bool(filled.values) and not says_more)
 
@@ -149,26 +148,30 @@ class Matcher:
     def _scores(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> tuple[float, float]:
         """How well a query fits, from 0 to 1: but for values that it cannot take, and all told."""
         fit = score = self._score(profile, concepts, filled)
-        of_data = [concept for concept in concepts if concept.name in self._of_data and _is_unused(concept, filled)]
-        if of_data:
-            fit = self._score(profile, [concept for concept in concepts if concept not in of_data], filled)
-        return fit, score * _TURNED ** len(of_data) * (1 - filled.doubt) * (_UNUSABLE if filled.unusable else 1)
+        of_data = [c for c in concepts if c.name in self._of_data and filled.free_any(c.start, c.end)]
+        if of_data or filled.doubt or filled.unusable:
+            rest = [concept for concept in concepts if concept not in of_data]
+            fit = self._score(profile, rest, replace(filled, doubt=0.0, unusable=False))
+        return fit, score * _TURNED ** len(of_data)
 
     def _score(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> float:
-        """How well a query fits what the concepts say."""
+        """How well a query fits, from 0 to 1."""
         said = {concept.name: 1 - concept.doubt for concept in concepts}
         places = frozenset(map(_place, filled.values))
         said |= dict.fromkeys(places, 1.0)
-        unused = [concept for concept in concepts if _is_unused(concept, filled)]
+        unused = [concept for concept in concepts if filled.free_any(concept.start, concept.end)]
         best = 0.0
         for phrase in profile.phrases:
             covered = self._share(phrase, said)
             if covered:
                 explained = self._explained(profile, phrase, unused, places & phrase)
                 best = max(best, explained * math.sqrt(covered))
-        best *= _TURNED ** sum(
-            concept.name in self._turning and concept.name not in profile.in_phrases for concept in unused
-        )
+        for concept in unused:
+            if concept.name in self._turning and concept.name not in profile.in_phrases:
+                best *= _TURNED
+        best *= 1 - filled.doubt
+        if filled.unusable:
+            best *= _UNUSABLE
         if any(
             (parameter.required or parameter.must_be_named) and name not in filled.values
             for name, parameter in profile.query.parameters.items()
@@ -197,10 +200,6 @@ class Matcher:
 
     def _weight(self, name: str) -> float:
         return self._weights.get(name, _STRANGE_WEIGHT)
-
-
-def _is_unused(concept: Concept, filled: Filled) -> bool:
-    return filled.free_any(concept.start, concept.end)
 
 
 def _strangeness(concept: Concept) -> float:

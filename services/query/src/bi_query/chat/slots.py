@@ -162,7 +162,10 @@ class Slots:
         if period is None:
             return
         filled.use(period.start, period.end, "period")
-        texts = None if period.is_empty else self._period_texts(period, last_day)
+        # A query without an end of its own may know of what is planned, but not of today when the data end before.
+        is_now = period.first is not None and period.first >= today - timedelta(1)
+        end = self._end or (self._reference if is_now else None)
+        texts = None if period.is_empty else self._period_texts(period, last_day, end)
         if texts is None:
             filled.unusable = True
             return
@@ -174,14 +177,14 @@ class Slots:
         if second is not None and not (period.holds(second) or second.holds(period)):
             filled.unusable = True
 
-    def _period_texts(self, period: Period, last_day: date) -> dict[str, str] | None:
+    def _period_texts(self, period: Period, last_day: date, end: date | None) -> dict[str, str] | None:
         """The period cut to what the parameters allow and the data cover; None when nothing of it is left."""
         texts = {}
         first, last = period.first, period.last
-        if self._end is not None:
-            if first is not None and first > self._end:
+        if end is not None:
+            if first is not None and first > end:
                 return None
-            last = last and min(last, self._end)
+            last = last and min(last, end)
         for parameter in (self._from, self._to):
             if parameter is None:
                 continue

@@ -18,12 +18,12 @@ ele ela eles elas dele dela deles delas entre sobre sob até desde durante já a
 ser é são foi foram era eram está estão estava estavam estar esteve estiveram tem têm tinha tinham teve tiveram tivemos temos
 há houve haver fica ficam ficou ficaram vai vão vamos ir indo faz fazer feito
 qual quais quanto quanta quantos quantas quem como onde quando
-qaul quias qauis quanot quão distribuição
+qaul quias qauis quanot distribuição
 recebeu receberam concedeu concedido concedidos registrou registraram obteve obtiveram atingiu alcançou grande grandes
 quero queria queremos gostaria gostaríamos gostava preciso precisamos precisava poderia poderiam pode podem podes podemos
 posso consegue conseguem saber ver veja olhar mostre mostra mostrar mostrem exiba exibir liste listar lista diga dizer
 diz dá dar dê damos demos deram dei analisar análise análises
- traga trazer traz passe passa apresente apresentar apresenta informe informar calcule calcular busque buscar
+ traga trazer traz veio vieram passe passa apresente apresentar apresenta informe informar calcule calcular busque buscar
 envie enviar gere gerar obter obtenha encontre encontrar descubra descobrir conte contar ajude ajudar explique
 favor obrigado obrigada olá oi ei bom boa prezado prezados
 dados número números numero valor valores informação informações relatório relatórios tabela gráfico resultado resultados
@@ -82,6 +82,7 @@ FUTURE_PHRASES = (
     "will", "será o", "será a", "qual será", "quanto será", "como será", "quais serão", "quanto serão", "como serão",
     "serão os", "serão as", "vai ser", "vão ser", "vai ter", "vamos ter", "vai haver",
 )  # fmt: skip
+GOING_TO = frozenset({"vai", "vao", "vamos", "ira", "irao", "iremos"})  # before a verb
 TURNING_WORDS = stems(folded(_TURNING).split()) - STOP_WORDS
 # Days that no period names. `segunda`, `quarta` and `fall` by themselves may be something else.
 CALENDAR_PHRASES = (
