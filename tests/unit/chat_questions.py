@@ -286,7 +286,6 @@ ANSWERED: list[tuple[str, str, dict[str, str]]] = [
         "dashboard_metrics",
         {"store_id": "367", "from_date": "2017-10-01", "to_date": "2017-10-31"},
     ),
-    ("como foram as vendas ontem?", "dashboard_metrics", {"from_date": "2017-12-31", "to_date": "2017-12-31"}),
     (
         "headline figures this month vs the previous period",
         "dashboard_metrics",

@@ -178,6 +178,19 @@ SEEN_SINCE = [
     ("quantos fornecedores temos?", "suppliers"),
     ("how many suppliers do we have?", "suppliers"),
     ("quantas lojas temos?", "store_ranking"),
+    ("sales in June compared to May", "dashboard_metrics"),
+    ("Did we sell more in December than in November?", "dashboard_metrics"),
+    ("vendas de junho x maio", "top_products"),
+    ("sales June vs May", "dashboard_metrics"),
+    ("vendas de janeiro e junho", "dashboard_metrics"),
+    ("sales in June, July and August", "dashboard_metrics"),
+    ("what will be our best selling product?", "top_products"),
+    ("what will be our best selling product?", "forecast_accuracy"),
+    ("quais produtos vão vender mais?", "top_products"),
+    ("produtos que mais vão crescer", "top_products"),
+    ("forecast for next year", "sales_forecast"),
+    ("quem compra cerveja?", "basket_affinity"),
+    ("como foram as vendas ontem?", "dashboard_metrics"),
 ]
 
 
@@ -194,6 +207,7 @@ def test_what_a_review_saw_answered_with_something_else_is_not(question: str, wr
         ("how many households shop at store 367", "dashboard_metrics", {"store_id": "367"}),
         ("when do people shop most", "traffic_by_hour", {}),
         ("previsto versus real", "forecast_backtest", {}),
+        ("quão boa é a previsão?", "forecast_accuracy", {}),
         ("o que os clientes mais compram", "top_products", {}),
         ("what do customers buy the most", "top_products", {}),
         ("vendas de 01/03 a 15/03", "dashboard_metrics", {"from_date": "2017-03-01", "to_date": "2017-03-15"}),
@@ -240,6 +254,169 @@ def test_numbers_that_may_be_two_dates_are_answered_but_not_surely(question: str
     match = best(question)
     assert dict(match.values) == {"from_date": first, "to_date": last}
     assert MIN <= match.confidence < SURE
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Vendas no sábado",
+        "Quanto vendemos aos sábados?",
+        "vendas nos sabados de 2017",
+        "ticket médio aos sábados",
+        "sales on Monday",
+        "vendas na segunda-feira",
+        "busiest hour on weekends",
+        "busiest hour of store 367 on Saturdays",
+        "horário de pico no domingo",
+        "quanto vendemos no natal?",
+        "busiest hours in winter",
+        "promotion effect at Christmas",
+        "novos clientes na páscoa",
+    ],
+)
+def test_days_by_their_names_are_refused_where_no_query_takes_them(question: str) -> None:
+    assert confidence(question) < MIN
+
+
+def test_a_catalogue_may_take_weekdays_as_values(tmp_path: Path) -> None:
+    words = "values:\n  reason: {late: [sábado, saturday]}"
+    matcher = Matcher(catalogue(tmp_path, returns=RETURNS, vocabulary=words))
+    assert best("returned parcels on Saturdays", matcher).values == (("reason", "late"),)
+    assert confidence("returned parcels on Saturday", matcher) >= SURE
+
+
+@pytest.mark.parametrize(
+    "question", ["vendas de salame", "vendas de salgados", "sales of bakers", "vendas de florestas", "vendas da padria"]
+)
+def test_a_short_word_that_is_nearly_a_value_is_too_often_another_word(question: str) -> None:
+    assert confidence(question) < MIN
+
+
+@pytest.mark.parametrize(
+    ("question", "query", "department"),
+    [
+        ("grocrey sales by week", "sales_by_week", "GROCERY"),  # the same letters in another order
+        ("vendas por semana da mercearua", "sales_by_week", "GROCERY"),
+        ("top products of the delicatesen", "top_products", "DELI"),
+    ],
+)
+def test_typing_errors_of_longer_values_still_find_them(question: str, query: str, department: str) -> None:
+    match = best(question)
+    assert (match.query.name, dict(match.values)) == (query, {"department": department})
+    assert MIN <= match.confidence < SURE
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "vendas em 2018",
+        "Weekly sales for 2018",
+        "vendas de junho de 2019",
+        "top products in 2019",
+        "descontos em 2018",
+        "novos clientes em 2019",
+        "sales since January 2018",
+        "Qual será o faturamento em 2018?",
+        "quanto vamos faturar em 2018?",
+        "vendas de hoje",
+        "vendas de ontem",
+        "yesterday's top products",
+        "quantos cupons foram resgatados ontem?",
+    ],
+)
+def test_a_period_after_the_last_day_of_data_is_refused_not_answered_as_zero(question: str) -> None:
+    match = best(question)
+    assert match.confidence < MIN
+    assert "from_date" not in dict(match.values)
+
+
+def test_a_period_that_reaches_beyond_the_last_day_of_data_ends_with_it() -> None:
+    assert dict(best("vendas de outubro até hoje").values) == {"from_date": "2017-10-01", "to_date": "2017-12-31"}
+    assert dict(best("coupon campaigns in January 2018").values)["to_date"] == "2018-01-31"  # they run on
+
+
+@pytest.mark.parametrize(
+    ("question", "values"),
+    [
+        ("Quanto será o faturamento?", {}),
+        ("como serão as vendas de carne?", {"department": "MEAT"}),
+        ("Quanto vai ser o faturamento nas próximas 4 semanas?", {"weeks": "4"}),
+        ("what will sales be in the next 4 weeks?", {"weeks": "4"}),
+        ("previsão para 20 semanas", {"weeks": "20"}),
+    ],
+)
+def test_what_is_asked_of_the_future_is_the_forecast_s(question: str, values: dict[str, str]) -> None:
+    match = best(question)
+    assert (match.query.name, dict(match.values)) == ("sales_forecast", values)
+    assert match.confidence >= SURE
+
+
+@pytest.mark.parametrize(
+    ("question", "fits"),
+    [
+        ("previsão para 30 semanas", "sales_forecast"),
+        ("previsão de mercearia para 40 semanas", "sales_forecast"),
+        ("forecast 30 weeks grocery", "sales_forecast"),
+        ("top 600 produtos", "top_products"),
+        ("top 5000 products", "top_products"),
+        ("1001 lojas com mais vendas", "store_ranking"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_and_no_other_query_is_asked_for_it(question: str, fits: str) -> None:
+    match = best(question)
+    assert match.query.name == fits
+    assert match.confidence < MIN
+
+
+def test_a_year_is_no_number_out_of_range() -> None:
+    assert dict(best("top 2017 products").values) == {"from_date": "2017-01-01", "to_date": "2017-12-31"}
+    assert best("forecast vs actual last 30 weeks").values == (("weeks", "30"),)
+
+
+@pytest.mark.parametrize(
+    ("question", "fits"),
+    [
+        ("Which supplier sells most cheese?", "suppliers"),
+        ("promoções de sopa funcionaram?", "promotion_effect"),
+        ("busiest hours for bakery", "traffic_by_hour"),
+        ("novos clientes da mercearia", "new_vs_returning"),
+        ("resgate de cupons em fraldas", "coupon_redemption"),
+        ("top products in wine", "top_products"),
+        ("produtos mais vendidos de café", "top_products"),
+        ("vendas de queijo por loja", "store_ranking"),
+        ("promoções de carne e frios funcionam?", "promotion_effect"),
+        ("is grocery bigger than produce?", "dashboard_metrics"),
+    ],
+)
+def test_a_value_that_the_query_cannot_take_is_not_dropped(question: str, fits: str) -> None:
+    match = best(question)
+    assert match.query.name == fits
+    assert match.confidence < MIN
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "which supplier sells most shampoo?",
+        "basket affinity with cakes",
+        "efeito das promoções de xampu",
+        "horário de pico no estacionamento",
+        "new customers from Ohio",
+    ],
+)
+def test_an_unknown_word_that_says_which_part_is_meant_is_not_dropped(question: str) -> None:
+    assert confidence(question) < MIN
+
+
+def test_a_verb_that_only_asks_is_no_future() -> None:
+    assert best("vamos ver as vendas por semana").query.name == "sales_by_week"
+    assert confidence("vamos ver as vendas por semana") >= SURE
+
+
+def test_a_question_about_segments_is_not_kept_from_them_by_queries_that_take_none() -> None:
+    assert best("customers by age").query.name == "customer_segments"
+    assert confidence("customers by age") >= SURE
+    assert confidence("households by income in produce") >= SURE
 
 
 def test_relative_periods_count_from_the_period_s_default_end() -> None:

@@ -73,11 +73,16 @@ FIRST_HALF_OF_JUNE = ("2017-06-01", "2017-06-15")
         ("últimos 3 meses", ("2017-10-01", "2017-12-31")),
         ("ano passado", ("2017-01-01", "2017-12-31")),
         ("este mês", ("2017-12-01", "2017-12-31")),
-        ("ontem", ("2017-12-31", "2017-12-31")),
+        ("hoje", ("2017-12-31", "2017-12-31")),
+        ("ontem", ("2017-12-30", "2017-12-30")),
         ("semana 12", ("2017-03-20", "2017-03-26")),
         ("weeks 10 to 12", ("2017-03-06", "2017-03-26")),
         ("12a semana de 2016", ("2016-03-21", "2016-03-27")),
         ("in May", ("2017-05-01", "2017-05-31")),
+        ("top products May", ("2017-05-01", "2017-05-31")),
+        ("março e abril", ("2017-03-01", "2017-04-30")),
+        ("in weeks 10 and 11", ("2017-03-06", "2017-03-19")),
+        ("entre as semanas 10 e 20", ("2017-03-06", "2017-05-21")),
         ("dez 2017", ("2017-12-01", "2017-12-31")),
         ("no mês de março", MARCH),
         ("month of March of the year 2017", MARCH),
@@ -121,6 +126,14 @@ def test_a_range_that_ends_before_it_begins_holds_no_day(question: str) -> None:
     assert period is not None and period.is_empty
 
 
+@pytest.mark.parametrize(
+    "question", ["vendas de janeiro e junho", "March and May", "em março e em maio", "weeks 10 and 12", "Q1 and Q4"]
+)
+def test_two_periods_that_stand_apart_are_not_all_between_them(question: str) -> None:
+    period = read(question)
+    assert period is not None and period.is_empty
+
+
 @pytest.mark.parametrize("question", ["after 9999-12-31", "antes de 0001-01-01"])
 def test_what_lies_beyond_the_calendar_is_no_open_period(question: str) -> None:
     period = read(question)
@@ -131,6 +144,14 @@ def test_without_a_year_the_latest_that_has_begun_is_meant() -> None:
     clock = Clock(date(2026, 3, 9), date(2026, 3, 10))
     assert days("em março", clock) == ("2026-03-01", "2026-03-31")
     assert days("in April", clock) == ("2025-04-01", "2025-04-30")
+
+
+def test_today_and_yesterday_are_the_calendar_s_even_where_the_data_end_before() -> None:
+    clock = Clock(END, END, asked_on=date(2026, 3, 10))
+    assert days("vendas de hoje", clock) == ("2026-03-10", "2026-03-10")
+    assert days("yesterday's sales", clock) == ("2026-03-09", "2026-03-09")
+    assert days("this month", clock) == ("2017-12-01", "2017-12-31")
+    assert days("yesterday", Clock(date.min, date.min)) == ("0001-01-01", "0001-01-01")
 
 
 def test_the_last_month_is_the_last_that_has_ended() -> None:

@@ -11,6 +11,7 @@ ask:
   - forecast error
   - does the forecast beat the naive forecast
   - how good is the forecast
+  - quão boa é a previsão
   - is the forecast better than the naive forecast
   - how wrong is the forecast
   - can we trust the forecast

@@ -24,7 +24,8 @@ parameters:
     minimum: 1
     maximum: 520
     description: "How many of the last full weeks."
-    ask: ["last # weeks", "past # weeks", "últimas # semanas", "# últimas semanas", "# weeks", "# semanas"]
+    ask: ["last # weeks", "past # weeks", "últimas # semanas", "# últimas semanas", "# last weeks", "# past weeks",
+      "# semanas passadas"]
 ---*/
 with numbered as (
     select *, row_number() over (order by week desc) as weeks_back

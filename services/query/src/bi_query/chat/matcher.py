@@ -13,27 +13,30 @@ questions (118 that a query of the demo answers, 75 that none does) which had no
 anything was changed for them: of those near score 0.6 half were right, near 0.8 five of six, near 1 all but one in thirty.
 
 A word that nothing explains, as `margin` or `delete`, weighs as much as the most telling one, so that a question for what
-the catalogue has not stays unexplained, however many of its other words fit.
+the catalogue has not stays unexplained, however many of its other words fit. A value that a query cannot take (`cheese`, a
+number out of range, a period without data) speaks against that query, and against all that would fit worse without it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from ..catalogue import Catalogue, NamedQuery
+from ..parameters import Parameter
 from ..phrases import PLACE
 from ..vocabulary import Vocabulary
 from .lexicon import Concept, Lexicon
 from .slots import Filled, Slots, number_phrases_for, period_end, words_for
-from .stop_words import TURNING_PHRASES, TURNING_WORDS
+from .stop_words import CALENDAR_PHRASES, FUTURE_PHRASES, TURNING_PHRASES, TURNING_WORDS
 from .words import words_of
 
 _OTHER_PHRASE, _DESCRIPTION = 0.6, 0.3
 _LEAST_WEIGHT = 0.25
 _STRANGE_WEIGHT = 1.0
+_UNKNOWN, _RESTRICTS = 1.3, 2.0  # times the weight of a word that the catalogue has nowhere
 _NUMBER = 1.5  # a number that no parameter takes was meant to choose something
 _TURNED = 0.4  # for a word that turns the meaning, or asks for what the data do not hold
 _UNUSABLE = 0.4
@@ -74,7 +77,7 @@ class Matcher:
     def __init__(self, catalogue: Catalogue, today: Callable[[], date] = date.today) -> None:
         self._today = today
         vocabulary, queries = catalogue.vocabulary, list(catalogue.queries.values())
-        turning = (*vocabulary.absent, *TURNING_PHRASES)
+        turning = (*vocabulary.absent, *TURNING_PHRASES, *FUTURE_PHRASES, *CALENDAR_PHRASES)
         self._lexicon = Lexicon(
             (*vocabulary.same, *((phrase,) for phrase in turning)), list(_known_words(queries, vocabulary))
         )
@@ -84,6 +87,11 @@ class Matcher:
             self._profile(query, Slots(query, vocabulary, self._lexicon, max(ends, default=None))) for query in queries
         ]
         self._weights = _weights(self._profiles)
+        texts = [
+            parameter for query in queries for parameter in query.parameters.values() if parameter.type == "string"
+        ]
+        self._turning |= self._value_words((parameter for parameter in texts if parameter.choices), vocabulary)
+        self._of_data = self._value_words((parameter for parameter in texts if not parameter.choices), vocabulary)
 
     def matches(self, question: str, most: int = 3) -> list[Match]:
         """The `most` likeliest named queries, best first; empty when nothing fits at all.
@@ -96,13 +104,16 @@ class Matcher:
         scored = []
         for profile in self._profiles:
             filled = profile.slots.fill(words, concepts, today)
-            if score := self._score(profile, concepts, filled):
-                scored.append((score, profile, filled))
-        scored.sort(key=lambda entry: (-entry[0], entry[1].query.name))
-        return [
-            Match(profile.query, tuple(filled.values.items()), _confidence(score))
-            for score, profile, filled in scored[:most]
-        ]
+            fit, score = self._scores(profile, concepts, filled)
+            if score:
+                scored.append((fit, score, profile, filled))
+        scored.sort(key=lambda entry: (-entry[0], -entry[1], entry[2].query.name))
+        matches, most_sure = [], 1.0
+        for _, score, profile, filled in scored[:most]:
+            # The next query must not be given for what the one that fits best cannot do.
+            most_sure = min(most_sure, _confidence(score))
+            matches.append(Match(profile.query, tuple(filled.values.items()), most_sure))
+        return matches
 
     def match(self, query: NamedQuery, question: str) -> Match:
         """How a question fits one named query of the catalogue, however little."""
@@ -111,7 +122,7 @@ class Matcher:
         profile = next(profile for profile in self._profiles if profile.query is query)
         filled = profile.slots.fill(words, concepts, self._today())
         says_more = any(filled.free_any(concept.start, concept.end) for concept in concepts)
-        confidence = _confidence(self._score(profile, concepts, filled))
+        confidence = _confidence(self._scores(profile, concepts, filled)[1])
         return Match(query, tuple(filled.values.items()), confidence, bool(filled.values) and not says_more)
 
     def _profile(self, query: NamedQuery, slots: Slots) -> _Profile:
@@ -127,6 +138,21 @@ class Matcher:
         return frozenset(places).union(
             concept.name for concept in self._lexicon.concepts(words_of(PLACE.sub(" ", text)))
         )
+
+    def _value_words(self, parameters: Iterable[Parameter], vocabulary: Vocabulary) -> frozenset[str]:
+        """The words for the parameters' values, but for those that some query is about."""
+        groups = [phrases for parameter in parameters for phrases in words_for(parameter, vocabulary).values()]
+        phrases = {phrase for group in groups for phrase in group}
+        return frozenset().union(*map(self._names, phrases)) - self._weights.keys()
+
+    def _scores(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> tuple[float, float]:
+        """How well a query fits, from 0 to 1: but for values that it cannot take, and all told."""
+        fit = score = self._score(profile, concepts, filled)
+        of_data = [c for c in concepts if c.name in self._of_data and filled.free_any(c.start, c.end)]
+        if of_data or filled.doubt or filled.unusable:
+            rest = [concept for concept in concepts if concept not in of_data]
+            fit = self._score(profile, rest, replace(filled, doubt=0.0, unusable=False))
+        return fit, score * _TURNED ** len(of_data)
 
     def _score(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> float:
         """How well a query fits, from 0 to 1."""
@@ -162,7 +188,7 @@ class Matcher:
     ) -> float:
         total = found = sum(map(self._weight, places))
         for concept in unused:
-            weight = self._weight(concept.name) * (_NUMBER if concept.name.isdigit() else 1)
+            weight = self._weight(concept.name) * _strangeness(concept)
             total += weight
             if concept.name in phrase:
                 found += weight * (1 - concept.doubt)
@@ -174,6 +200,12 @@ class Matcher:
 
     def _weight(self, name: str) -> float:
         return self._weights.get(name, _STRANGE_WEIGHT)
+
+
+def _strangeness(concept: Concept) -> float:
+    if concept.name.isdigit():
+        return _NUMBER
+    return _RESTRICTS if concept.restricts else _UNKNOWN if concept.is_unknown else 1.0
 
 
 def _place(parameter: str) -> str:

@@ -20,7 +20,7 @@ from .words import Word, number_of
 class Period:
     """Days from `first` to `last`, both included; None is open. It stood at words `start` up to `end` (excluded).
 
-    `is_empty` is a range that ends before it begins: it holds no day.
+    `is_empty`: no range of days can be meant, since it ends before it begins, or two periods stand apart (`March and May`).
     """
 
     first: date | None
@@ -28,6 +28,12 @@ class Period:
     start: int
     end: int
     is_empty: bool = False
+
+    def holds(self, other: Period) -> bool:
+        """Whether every day of `other` is one of this."""
+        return (self.first or date.min) <= (other.first or date.min) and (other.last or date.max) <= (
+            self.last or date.max
+        )
 
 
 def _table(**names: str) -> dict[str, int]:
@@ -73,7 +79,8 @@ _THIS = {"this", "current", "este", "esta", "neste", "nesta", "deste", "desta", 
 _OF = {"de", "do", "da", "of", "the", "in", "no", "na", "em", "o", "a"}
 _MONTH_NOUNS, _YEAR_NOUNS = {"mes", "month"}, {"ano", "year"}
 _SINCE = {"since", "desde", "starting", "partir"}
-_RANGE_LEADS = {"between", "entre", "from", "de", "da", "do", *_SINCE}
+_AND, _BETWEEN = {"e", "and"}, {"between", "entre"}
+_RANGE_LEADS = {*_BETWEEN, "from", "de", "da", "do", *_SINCE}
 _TO = {"a", "ate", "to", "until", "till", "through", "thru", "e", "and", "ao", "-", "–", "—"}
 _UNTIL = {"until", "till", "ate", "through"}
 _BEFORE = {"before", "antes"}
@@ -95,6 +102,12 @@ _MONTH_FOLLOWS = {
     "to",
     "e",
     "and",
+    "x",
+    "vs",
+    "versus",
+    "than",
+    "contra",
+    "against",
 }
 
 WORDS = frozenset(
@@ -193,7 +206,9 @@ class _Reader:
             first = self._clock.days(replace(first_unit, year=last[0].year - 1))
         if not first or not last:
             return None
-        if first[0] > last[1]:
+        are_two = not adjacent and _AND.issuperset(self.texts[left[1] : middle])
+        are_two &= _BETWEEN.isdisjoint(self.texts[max(0, start - 2) : start + 1])
+        if first[0] > last[1] or (are_two and (last[0] - first[1]).days > 1):
             return Period(None, None, start, right[1], is_empty=True)
         return Period(first[0], last[1], start, right[1])
 
@@ -269,7 +284,8 @@ class _Reader:
         if (month := _MONTHS.get(text)) is None:
             return None
         year, end = self._year(start + 1)
-        surely = year is not None or text not in _ALSO_OTHER_WORDS
+        is_last = text == "may" and 0 < start == len(self.texts) - 1  # `top products May`
+        surely = year is not None or is_last or text not in _ALSO_OTHER_WORDS
         if not surely and (text == "dez" or self._at(start - 1) not in _MONTH_FOLLOWS):
             return None
         return Unit("month", month, year=year), end
@@ -328,7 +344,9 @@ class _Reader:
         text, index = self._at(start), start
         today, last_day = self._clock.today, self._clock.last_day
         if text in {"today", "hoje", "yesterday", "ontem"}:
-            day = today if text in {"today", "hoje"} else min(last_day, today)
+            day = self._clock.asked_on or today
+            if text in {"yesterday", "ontem"} and day > date.min:
+                day -= timedelta(1)
             return Unit("day", days=(day, day)), start + 1
         if text == "ytd":
             return Unit("year", days=(date(today.year, 1, 1), last_day)), start + 1

@@ -33,6 +33,8 @@ _BETWEEN_NUMBER_AND_NAME = frozenset(
 )
 _MOST_SKIPPED = 2
 _AMBIGUOUS = 0.2
+_GUESSED = 0.5  # enough for any match to stay below the threshold
+_YEARS = range(1900, 2100)
 _MOST_NUMBERS = 12
 
 
@@ -43,7 +45,9 @@ class Filled:
     values: dict[str, str] = field(default_factory=dict)
     roles: dict[int, Role] = field(default_factory=dict)
     doubt: float = 0.0  # of the least certain word that a value was read from
-    unusable: bool = False  # the question names a period that holds no day, or none the query's parameters reach
+    # The question names what the query cannot be asked for: a number out of range, a period that holds no day, none that the
+    # query's parameters reach, or a second one.
+    unusable: bool = False
 
     def free(self, start: int, end: int) -> bool:
         """Whether words `start` up to `end` serve for nothing yet."""
@@ -64,7 +68,8 @@ class Slots:
     def __init__(self, query: NamedQuery, vocabulary: Vocabulary, lexicon: Lexicon, reference: date | None) -> None:
         self._query = query
         self._first_week = vocabulary.first_week
-        self._reference = period_end(query) or reference
+        self._end = period_end(query)
+        self._reference = self._end or reference
         self._from, self._to = period_parameters(query.parameters.values())
         self._words: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
         self._numbers: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
@@ -94,11 +99,13 @@ class Slots:
                 if filled.free(index, index + 1):
                     self._fill_number(index, number, stems, between, filled)
         self._fill_values(words, stems, concepts, filled)
-        filled.doubt = max((word.doubt for index, word in enumerate(words) if index in filled.roles), default=0.0)
         self._fill_period(words, today, filled)
+        doubts = (word.doubt for index, word in enumerate(words) if index in filled.roles)
+        filled.doubt = max(filled.doubt, *doubts, 0.0)
         return filled
 
     def _fill_number(self, index: int, number: float, stems: tuple[str, ...], between: int, filled: Filled) -> None:
+        rejected: tuple[int, int] | None = None
         for name, before, after in self._numbers:
             if name in filled.values:
                 continue
@@ -112,6 +119,11 @@ class Slots:
                 filled.values[name] = text
                 filled.use(start, end if not between else index + 1, "number")
                 return
+            if rejected is None and not between and number not in _YEARS:
+                rejected = start, end
+        if rejected is not None:
+            filled.unusable = True
+            filled.use(*rejected, "number")
 
     def _fill_values(
         self, words: Sequence[Word], stems: tuple[str, ...], concepts: Sequence[Concept], filled: Filled
@@ -128,6 +140,8 @@ class Slots:
                     # A second, other value cannot be meant as well: its words stay unexplained.
                     if filled.values.setdefault(name, value) == value:
                         filled.use(start, start + length, "value")
+                        if any(word.is_guess for word in words[start : start + length]):
+                            filled.doubt = _GUESSED
                         self._use_noun(name, start, start + length, concepts, filled)
                         break
 
@@ -140,24 +154,37 @@ class Slots:
                 return
 
     def _fill_period(self, words: Sequence[Word], today: date, filled: Filled) -> None:
-        last_day = self._reference or today - timedelta(1)
-        clock = Clock(last_day, self._reference or today, self._first_week)
-        period = read_period(tuple(words), tuple(index not in filled.roles for index in range(len(words))), clock)
-        if period is None or (self._from is None and self._to is None):
+        if self._from is None and self._to is None:
             return
-        texts = None if period.is_empty else self._period_texts(period, last_day)
+        last_day = self._reference or today - timedelta(1)
+        clock = Clock(last_day, self._reference or today, self._first_week, today)
+        period = _next_period(words, filled, clock)
+        if period is None:
+            return
+        filled.use(period.start, period.end, "period")
+        # A query without an end of its own may know of what is planned, but not of today when the data end before.
+        is_now = period.first is not None and period.first >= today - timedelta(1)
+        end = self._end or (self._reference if is_now else None)
+        texts = None if period.is_empty else self._period_texts(period, last_day, end)
         if texts is None:
             filled.unusable = True
             return
         filled.values |= texts
-        filled.use(period.start, period.end, "period")
         if is_ambiguous(words[period.start : period.end]):
             filled.doubt = max(filled.doubt, _AMBIGUOUS)
+        second = _next_period(words, filled, clock)
+        # `em 2017, vendas de março` is one period; of two that are compared one would be dropped.
+        if second is not None and not (period.holds(second) or second.holds(period)):
+            filled.unusable = True
 
-    def _period_texts(self, period: Period, last_day: date) -> dict[str, str] | None:
-        """The period cut to what the parameters allow; None when nothing of it is left."""
+    def _period_texts(self, period: Period, last_day: date, end: date | None) -> dict[str, str] | None:
+        """The period cut to what the parameters allow and the data cover; None when nothing of it is left."""
         texts = {}
         first, last = period.first, period.last
+        if end is not None:
+            if first is not None and first > end:
+                return None
+            last = last and min(last, end)
         for parameter in (self._from, self._to):
             if parameter is None:
                 continue
@@ -172,6 +199,11 @@ class Slots:
         if self._to is not None and (last is not None or self._to.required):
             texts[self._to.name] = max(min(last or last_day, self._to.maximum), self._to.minimum).isoformat()
         return texts
+
+
+def _next_period(words: Sequence[Word], filled: Filled, clock: Clock) -> Period | None:
+    """The first period among the words that serve for nothing yet."""
+    return read_period(tuple(words), tuple(index not in filled.roles for index in range(len(words))), clock)
 
 
 def words_for(parameter: Parameter, vocabulary: Vocabulary) -> Mapping[str, tuple[str, ...]]:

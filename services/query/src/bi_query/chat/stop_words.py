@@ -2,8 +2,8 @@
 
 The first neither speak for a named query nor against it.
 
-Negations (`not`, `sem`), opposites (`worst`, `menos`) and comparisons (`versus`) are not among them: a match that cannot
-explain them would answer something else.
+Negations (`not`, `sem`), opposites (`worst`, `menos`), comparisons (`versus`) and days by their names (`Saturday`, `Natal`)
+are not among them: a match that cannot explain them would answer something else.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ele ela eles elas dele dela deles delas entre sobre sob até desde durante já a
 ser é são foi foram era eram está estão estava estavam estar esteve estiveram tem têm tinha tinham teve tiveram tivemos temos
 há houve haver fica ficam ficou ficaram vai vão vamos ir indo faz fazer feito
 qual quais quanto quanta quantos quantas quem como onde quando
-qaul quias qauis quanot
+qaul quias qauis quanot distribuição
 recebeu receberam concedeu concedido concedidos registrou registraram obteve obtiveram atingiu alcançou grande grandes
 quero queria queremos gostaria gostaríamos gostava preciso precisamos precisava poderia poderiam pode podem podes podemos
 posso consegue conseguem saber ver veja olhar mostre mostra mostrar mostrem exiba exibir liste listar lista diga dizer
 diz dá dar dê damos demos deram dei analisar análise análises
- traga trazer traz passe passa apresente apresentar apresenta informe informar calcule calcular busque buscar
+ traga trazer traz veio vieram passe passa apresente apresentar apresenta informe informar calcule calcular busque buscar
 envie enviar gere gerar obter obtenha encontre encontrar descubra descobrir conte contar ajude ajudar explique
 favor obrigado obrigada olá oi ei bom boa prezado prezados
 dados número números numero valor valores informação informações relatório relatórios tabela gráfico resultado resultados
@@ -48,13 +48,16 @@ received gave given granted recorded reached achieved big large counter balcão 
 usually often frequently typically normally
 roughly approximately maybe perhaps went go goes gone got come came away put money lot altogether
 chart graph plot diagram breakdown broken detail details detailed full entire whole along throughout unique distinct
-boss meeting presentation slide team
+boss meeting presentation slide team distribution
 data number numbers figure figures value values information info table chart report reports result results question answer
 thing things kind sort just right now currently exactly really quick quickly
 going happen happened happening s t d m re ve ll lets whats company chain
 period período intervalo
 """
 STOP_WORDS = stems(folded(_PORTUGUESE + _ENGLISH).split())
+# What follows says which part of the data is meant.
+_BEFORE_A_PART = "de do da dos das em no na nos nas para por pelo pela com of in on at by for from with"
+PREPOSITIONS = frozenset(_BEFORE_A_PART.split())
 
 # Negations, opposites, comparisons and orders to change something.
 _TURNING = """
@@ -74,7 +77,27 @@ TURNING_PHRASES = (
     "what time is it", "what day is it", "how are you", "who are you", "what are you", "what can you do", "your version",
     "que horas são", "que dia é hoje", "quem é você", "o que você faz", "sua versão",
 )  # fmt: skip
+# Questions for what has not been yet.
+FUTURE_PHRASES = (
+    "will", "será o", "será a", "qual será", "quanto será", "como será", "quais serão", "quanto serão", "como serão",
+    "serão os", "serão as", "vai ser", "vão ser", "vai ter", "vamos ter", "vai haver",
+)  # fmt: skip
+GOING_TO = frozenset({"vai", "vao", "vamos", "ira", "irao", "iremos"})  # before a verb
 TURNING_WORDS = stems(folded(_TURNING).split()) - STOP_WORDS
+# Days that no period names. `segunda`, `quarta` and `fall` by themselves may be something else.
+CALENDAR_PHRASES = (
+    "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "weekend",
+    "segunda feira", "às segundas", "nas segundas", "terça", "quarta feira", "às quartas", "nas quartas", "quinta", "sexta",
+    "sábado", "domingo", "fim de semana", "fins de semana", "final de semana", "finais de semana", "feira",
+    "spring", "summer", "autumn", "winter", "in the fall", "in fall", "this fall", "last fall", "fall season",
+    "primavera", "verão", "outono", "inverno",
+    "holiday", "vacation", "back to school", "christmas", "xmas", "easter", "halloween", "thanksgiving", "black friday",
+    "new year", "valentine", "mother's day", "mothers day", "father's day", "fathers day", "labor day", "labour day",
+    "memorial day", "independence day", "super bowl",
+    "feriado", "férias", "volta às aulas", "natal", "natalino", "páscoa", "semana santa", "carnaval", "ano novo",
+    "réveillon", "dia das mães", "dia dos pais", "dia dos namorados", "dia das crianças", "são joão", "festa junina",
+    "véspera",
+)  # fmt: skip
 
 _SAME_IN_BOTH = {
     "a",

@@ -27,12 +27,14 @@ class Clock:
     """When a question is asked.
 
     `last_day` is the last day that the data cover, or that has ended; `today` the day that `this month` is about;
-    `first_week` the Monday of week 1 where the data count weeks themselves (else weeks are ISO's).
+    `first_week` the Monday of week 1 where the data count weeks themselves (else weeks are ISO's); `asked_on` the day by the
+    calendar, for `today` and `yesterday` themselves (else `today`).
     """
 
     last_day: date
     today: date
     first_week: date | None = None
+    asked_on: date | None = None
 
     def days(self, unit: Unit) -> tuple[date, date] | None:
         """First and last day; None for what is in no calendar. Without a year: the latest that has begun."""

@@ -20,6 +20,7 @@ _TOKEN = re.compile(
     r"|(?<=[\s\d])[-–—](?=[\s\d])"
 )
 _GREETING = re.compile(r"\s*(?:good (?:morning|afternoon|evening)|bom dia|boa (?:tarde|noite))\b")
+_WHOLE = {"maio", "marco", "goods"}  # without their last letters they would be `mais`, `marca`, `good`
 _MOST_DIGITS = 24  # with its marks; longer ones are no numbers that a parameter takes
 _GROUPED = re.compile(r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d+)?")
 NUMBER_WORDS = {
@@ -52,12 +53,16 @@ NUMBER_WORDS = {
 
 @dataclass(frozen=True)
 class Word:
-    """One word: `text` folded, `stem` what is compared, `number` when it is one, `doubt` from 0 (as written) to 1."""
+    """One word: `text` folded, `stem` what is compared, `number` when it is one, `doubt` from 0 (as written) to 1.
+
+    `is_guess`: it stands for a short word that is not known, which is as often another word as a misspelt one.
+    """
 
     text: str
     stem: str
     number: float | None = None
     doubt: float = 0.0
+    is_guess: bool = False
 
 
 def words_of(text: str, most: int = MAX_WORDS) -> list[Word]:
@@ -88,7 +93,7 @@ def stem(word: str) -> str:
 
     It need not be right, only the same for what belongs together, in either language.
     """
-    if len(word) < 4 or not word.isalpha():
+    if len(word) < 4 or not word.isalpha() or word in _WHOLE:
         return word
     for ending, singular in (("oes", "ao"), ("aes", "ao"), ("ais", "al"), ("eis", "el"), ("ies", "y"), ("ss", "ss")):
         if word.endswith(ending) and len(word) > 4:
