@@ -15,16 +15,18 @@ from typing import Any
 
 from .gauges import Gauges
 from .keys import read_keys
-from .measured import from_counters
+from .limits import limits_table
+from .memory import memory_row
 from .objectives import BadObjectives, Objectives, load_objectives
+from .outcome import Outcome, windows
 from .people import World
 from .questions import read_questions
 from .recorder import Recorder
-from .report import aligned, document, latency_table, phase_table, write
-from .run import Chores, Outcome, Run
+from .report import aligned, document, latency_table, phase_table, stage_table, write
+from .run import Chores, Run
 from .scenarios import Scenario, scenarios
 from .service_side import MetricsPage, Prometheus, ServiceSide, Unmeasured
-from .verdict import Row, as_text, exit_code, judge
+from .verdict import Row, Window, as_text, exit_code, judge
 
 MISSED, NOT_RUN = 1, 2
 _HERE = Path(__file__).parent
@@ -138,21 +140,21 @@ def _chores(given: argparse.Namespace, scenario: Scenario, recorder: Recorder, r
     return chores
 
 
-def _judge(objectives: Objectives, scenario: Scenario, recorder: Recorder, outcome: Outcome) -> list[Row]:
-    client = recorder.measured(recorder.total, outcome.client_rate, outcome.client_users)
-    service = None
-    if outcome.counted is not None:
-        service = from_counters(outcome.counted, objectives, outcome.service_rate, outcome.service_users)
-    rows = judge(objectives, scenario.judged, client, service, scenario.users)
+def _judge(
+    objectives: Objectives, scenario: Scenario, seen: list[Window], recorder: Recorder, outcome: Outcome, read: bool
+) -> list[Row]:
+    rows = judge(objectives, scenario.judged, seen, scenario.users)
+    if read:
+        rows.append(memory_row(outcome.memory, scenario.seconds, judged="memory" in scenario.judged))
     if scenario.publishes:
         good = sum(code == 0 for code in outcome.published)
-        seen = len(recorder.versions)
-        met = good == len(outcome.published) > 0 and seen > 1
+        versions = len(recorder.versions)
+        met = good == len(outcome.published) > 0 and versions > 1
         rows.append(
             Row(
                 "publishes",
                 "all work, new data seen",
-                f"{seen} snapshots seen",
+                f"{versions} snapshots seen",
                 f"{good} of {len(outcome.published)} published",
                 met,
                 None,
@@ -165,16 +167,23 @@ def _judge(objectives: Objectives, scenario: Scenario, recorder: Recorder, outco
 def _finish(made: dict[str, Any], rows: list[Row], given: argparse.Namespace) -> None:
     print(f"\n{made['scenario']} on {made['url']}, {made['seconds']} s; service side: {made['service_side']}")
     print("\n" + as_text(rows))
+    stages = stage_table(made)
+    if len(stages) > 1:
+        print("\nBy stage\n" + aligned(stages))
     print("\nAll answers, ms\n" + aligned(phase_table(made["phases"])))
     print("\nWhat the cache saves, ms\n" + aligned(latency_table(made["queries"], "query")))
-    print("\nWhat limits it: " + json.dumps(made["limits"]))
+    print("\nWhat limits it\n" + aligned(limits_table(made["limits"])))
+    for gap in made["gaps"]:
+        print(f"\nNot read {gap}")
     paths = write(made, given.reports)
     print("Reports: " + ", ".join(str(path) for path in paths))
-    print("\nVERDICT: " + ("met" if made["passed"] else "MISSED: " + ", ".join(r.slo for r in rows if not r.passed)))
+    missed = "MISSED: " + ", ".join(row.slo for row in rows if not row.passed)
+    none = f"none, the service's side could not be read at the end: {made['unmeasured']}"
+    print("\nVERDICT: " + ("met" if made["passed"] else none if made["unmeasured"] else missed))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a scenario. 0: all met; 1: something missed, or client and service disagree; 2: it could not be run."""
+    """Run a scenario. 0: all met; 1: something missed, or client and service disagree; 2: not run, or not read."""
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     started = datetime.now(UTC)
@@ -194,8 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = Run(scenario, given.url, world, recorder, service, gauges, objectives).go(
             _chores(given, scenario, recorder, run)
         )
-        rows = _judge(objectives, scenario, recorder, outcome)
-        gauges.judged(rows)
+        seen = windows(outcome, recorder, objectives)
+        rows = _judge(objectives, scenario, seen, recorder, outcome, service is not None)
+        code = NOT_RUN if outcome.unmeasured else exit_code(rows)
+        if not outcome.unmeasured:
+            gauges.judged(rows)
         gauges.show(0, 0.0, 0.0, 0.0)
         head = {
             "scenario": scenario.name,
@@ -204,10 +216,10 @@ def main(arguments: list[str] | None = None) -> int:
             "service_side": "not read" if service is None else service.source,
             "stages": [vars(stage) for stage in scenario.stages],
         }
-        made = document(head, rows, exit_code(rows) == 0, recorder, outcome)
+        made = document(head, rows, code == 0, recorder, outcome, seen)
         _finish(made, rows, given)
     except (BadObjectives, Unmeasured, OSError, ValueError, KeyError) as error:
         print(f"loadtest: not run: {type(error).__name__}: {error}", file=sys.stderr)
         return NOT_RUN
     time.sleep(given.linger)
-    return exit_code(rows)
+    return code

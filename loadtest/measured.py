@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from .objectives import Objectives
+from .objectives import BadObjectives, Objectives
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
@@ -19,7 +19,9 @@ class Measured:
     """Counts of requests to the API in one window, as one side saw them.
 
     `p95_seconds` is exact at the client and interpolated within a bucket at the service: shown, never compared. What is
-    compared is the share of requests within a bucket's edge, which both sides can count.
+    compared is the share of requests within a bucket's edge, which both sides can count: the client from its `times`
+    (s, sorted), the service from `edges` (upper edge -> count). `requests_per_second` is of good answers, and None where
+    people think; `users` is NaN where it cannot be told.
     """
 
     requests: int
@@ -33,6 +35,8 @@ class Measured:
     p95_seconds: float
     requests_per_second: float | None
     users: float
+    times: Sequence[float] = field(default=(), repr=False)
+    edges: Mapping[float, float] = field(default_factory=dict, repr=False)
 
     @property
     def availability(self) -> float:
@@ -66,18 +70,30 @@ def percentile(ordered: Sequence[float], quantile: float) -> float:
     return ordered[max(0, math.ceil(quantile * len(ordered)) - 1)]
 
 
-def apart(one: float, other: float) -> float:
-    """How far two measurements of one thing differ, as a share of the larger; NaN when either is missing."""
-    if math.isnan(one) or math.isnan(other):
-        return 0.0 if math.isnan(one) and math.isnan(other) else math.nan
-    larger = max(abs(one), abs(other))
-    return abs(one - other) / larger if larger else 0.0
+def check_edges(edges: Collection[float], objectives: Objectives) -> None:
+    """Raises `BadObjectives` when an objective's time is no edge of the histogram's buckets: it could not be judged."""
+    for what, seconds in (("threshold_seconds", objectives.threshold_seconds), ("p95_seconds", objectives.p95_seconds)):
+        if edges and seconds not in edges:
+            raise BadObjectives(
+                f"slo.yaml latency.{what}: {seconds:g} s is no bucket edge of http_request_duration_seconds"
+            )
+
+
+def good_in(counted: Counters, objectives: Objectives) -> float:
+    """Good answers of the API in increases of counters."""
+    return sum(
+        value
+        for (name, pairs), value in counted.items()
+        if name == "http_requests_total"
+        and objectives.endpoints.fullmatch(dict(pairs).get("endpoint", ""))
+        and objectives.is_good(dict(pairs)["status"])
+    )
 
 
 def from_counters(counted: Counters, objectives: Objectives, rate: float | None, users: float) -> Measured:
     """The service's side, from the increases of its counters over the window.
 
-    Raises `ValueError` when an objective's time is no edge of the histogram's buckets: it could not be judged.
+    Raises `BadObjectives`, as `check_edges` does.
     """
     requests = bad = limited = refused = lookups = hits = 0.0
     edges: dict[float, float] = {}
@@ -97,18 +113,12 @@ def from_counters(counted: Counters, objectives: Objectives, rate: float | None,
         elif name == "http_request_duration_seconds_bucket":
             edge = float(labels["le"])
             edges[edge] = edges.get(edge, 0.0) + value
-    within = {}
-    for what, seconds in (("threshold_seconds", objectives.threshold_seconds), ("p95_seconds", objectives.p95_seconds)):
-        if edges and seconds not in edges:
-            raise ValueError(
-                f"slo.yaml latency.{what}: {seconds:g} s is no bucket edge of http_request_duration_seconds"
-            )
-        within[what] = round(edges.get(seconds, 0.0))
+    check_edges(edges, objectives)
     return Measured(
         requests=round(requests),
         bad=round(bad),
-        within_threshold=within["threshold_seconds"],
-        within_p95=within["p95_seconds"],
+        within_threshold=round(edges.get(objectives.threshold_seconds, 0.0)),
+        within_p95=round(edges.get(objectives.p95_seconds, 0.0)),
         lookups=round(lookups),
         hits=round(hits),
         limited=round(limited),
@@ -116,6 +126,7 @@ def from_counters(counted: Counters, objectives: Objectives, rate: float | None,
         p95_seconds=bucket_quantile(edges, P95),
         requests_per_second=rate,
         users=users,
+        edges=edges,
     )
 
 

@@ -38,6 +38,10 @@ class Objectives:
             return True
         return bool(self.bad_status.fullmatch(status)) and (endpoint, status) not in self.client_caused
 
+    def is_good(self, status: str) -> bool:
+        """Whether it is an answer to the question: what throughput counts, for a failure can be quick."""
+        return status[:1] in ("2", "3")
+
     def is_refused(self, status: str) -> bool:
         """Whether the service found fault with the question: a valid run has none (499 is a client that left)."""
         return status.startswith("4") and status != "499"

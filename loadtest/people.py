@@ -17,12 +17,16 @@ from gevent.pool import Pool
 from locust import FastHttpUser, task
 
 from .keys import KeyRing
+from .pauses import Pauses
 from .questions import AD_HOC, AD_HOC_ENDPOINT, NAMED_ENDPOINT, Question, Questions, Zipf
 
 DASHBOARDS = 5
 BROWSER_CONNECTIONS = 6
 # So that everyone notices within it that the phase has changed.
 _LONGEST_NAP_SECONDS = 1.0
+_PAUSE_NAP_SECONDS = 0.1
+CONNECTION_TIMEOUT_SECONDS = 10.0
+NETWORK_TIMEOUT_SECONDS = 60.0
 
 
 class Sink(Protocol):
@@ -47,18 +51,19 @@ class World:
     pace: float = 1.0
     fault_headers: dict[str, str] = field(default_factory=dict)
     fault_share: float = 1.0
+    pauses: Pauses = field(default_factory=Pauses)
 
 
 class Person(FastHttpUser):
     """Somebody with keys, habits and pauses. `world` is set before users start."""
 
     abstract = True
-    network_timeout = 60.0
-    connection_timeout = 10.0
+    network_timeout = NETWORK_TIMEOUT_SECONDS
+    connection_timeout = CONNECTION_TIMEOUT_SECONDS
     insecure = False
     concurrency = BROWSER_CONNECTIONS
     world: ClassVar[World]
-    pauses: ClassVar[tuple[float, float]] = (1.0, 2.0)
+    thinks: ClassVar[tuple[float, float]] = (1.0, 2.0)
     hurries: ClassVar[bool] = True
     _numbers: ClassVar[Any] = count(1)
 
@@ -68,11 +73,13 @@ class Person(FastHttpUser):
         self.chance = random.Random(number)
         self.ring = KeyRing(f"loadtest-{self.world.run}-{number}", self.world.keys, number - 1)
         # Not everyone at once: whoever starts has been thinking for a while.
-        self._next = time.monotonic() + self.chance.uniform(0, self.pauses[1]) / self.world.pace
+        self._next = self.world.pauses.now() + self.chance.uniform(0, self.thinks[1]) / self.world.pace
 
     def wait_time(self) -> float:
         """Seconds until it is worth looking again."""
-        return 0.0 if self._hurry else min(_LONGEST_NAP_SECONDS, max(0.0, self._next - time.monotonic()))
+        if self.world.pauses.on:
+            return _PAUSE_NAP_SECONDS
+        return 0.0 if self._hurry else min(_LONGEST_NAP_SECONDS, max(0.0, self._next - self.world.pauses.now()))
 
     @property
     def _hurry(self) -> bool:
@@ -81,10 +88,12 @@ class Person(FastHttpUser):
     @task
     def act(self) -> None:
         """Do the next thing, when it is time."""
-        if not self._hurry and time.monotonic() < self._next:
+        pauses = self.world.pauses
+        if pauses.on or (not self._hurry and pauses.now() < self._next):
             return
-        self.work()
-        self._next = time.monotonic() + self.chance.uniform(*self.pauses) / self.world.pace
+        with pauses.action():
+            self.work()
+        self._next = pauses.now() + self.chance.uniform(*self.thinks) / self.world.pace
 
     def work(self) -> None:
         """One action: some requests."""
@@ -127,7 +136,7 @@ class Dashboard(Person):
     """A dashboard left open: a handful of tiles, asked at once as a browser does, again and again."""
 
     weight = 6
-    pauses = (5.0, 15.0)
+    thinks = (5.0, 15.0)
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
@@ -143,7 +152,7 @@ class Analyst(Person):
     """Explores: mostly named queries with popular values, sometimes SQL of their own."""
 
     weight = 3
-    pauses = (2.0, 8.0)
+    thinks = (2.0, 8.0)
 
     def work(self) -> None:
         """One question."""
@@ -155,7 +164,7 @@ class LongTail(Person):
     """Somebody with an unusual question."""
 
     weight = 1
-    pauses = (5.0, 20.0)
+    thinks = (5.0, 20.0)
 
     def work(self) -> None:
         """One question that hardly anybody asks."""
@@ -166,7 +175,7 @@ class Measurer(Person):
     """One person who goes through the catalogue with the cache switched off: what an answer costs without it."""
 
     fixed_count = 1
-    pauses = (0.4, 0.8)
+    thinks = (0.4, 0.8)
     hurries = False
 
     def __init__(self, environment: Any) -> None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import math
 import time
 from array import array
+from bisect import bisect_right
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .measured import P95, Measured, percentile
 from .objectives import Objectives
 
 RECENT_SECONDS = 10.0
+_QUANTILES = (("p50", 0.50), ("p95", P95), ("p99", 0.99))
 _TICK_SECONDS = 0.1
 CACHED = frozenset({"hit", "stale"})
 COMPUTED = frozenset({"miss", "bypass"})
+
+
+def milliseconds(seconds: Iterable[float]) -> dict[str, float | int | None]:
+    """Count and percentiles in ms; None where there is nothing."""
+    ordered = sorted(seconds)
+    found: dict[str, float | int | None] = {"requests": len(ordered)}
+    for name, quantile in _QUANTILES:
+        found[name] = round(percentile(ordered, quantile) * 1000, 1) if ordered else None
+    return found
 
 
 @dataclass
@@ -65,7 +77,8 @@ class Recorder:
             self.versions[version] += 1
         now = time.monotonic()
         self._recent.append((now, seconds, bad))
-        self._ticks[int(now / _TICK_SECONDS)] += 1
+        if self._objectives.is_good(code):
+            self._ticks[int(now / _TICK_SECONDS)] += 1
 
     def recent(self) -> tuple[float, float, float]:
         """Of the last seconds: requests per second, p95 (s, 0 without requests), share of failures."""
@@ -78,15 +91,19 @@ class Recorder:
         return count / RECENT_SECONDS, 0.0 if math.isnan(p95) else p95, failures
 
     def rate(self, began: float, ended: float) -> float:
-        """Requests per second between two moments of the monotonic clock, to a tenth of a second."""
+        """Good answers per second between two moments of the monotonic clock, to a tenth of a second."""
         ticks = range(int(began / _TICK_SECONDS), int(ended / _TICK_SECONDS))
         return sum(self._ticks[tick] for tick in ticks) / (ended - began)
 
-    @property
-    def total(self) -> Tally:
-        """All phases together."""
+    def good(self, phase: str) -> int:
+        """Good answers in a phase."""
+        statuses = self.phases.get(phase, Tally()).statuses
+        return sum(count for status, count in statuses.items() if self._objectives.is_good(status))
+
+    def together(self, phases: Iterable[str]) -> Tally:
+        """Some phases as one; a phase in which nothing was asked is empty."""
         whole = Tally()
-        for tally in self.phases.values():
+        for tally in (self.phases.get(phase, Tally()) for phase in phases):
             whole.statuses += tally.statuses
             whole.results += tally.results
             whole.bad += tally.bad
@@ -99,17 +116,18 @@ class Recorder:
     def measured(self, tally: Tally, requests_per_second: float | None, users: float) -> Measured:
         """A tally as the verdict reads it."""
         goals = self._objectives
-        limited = tally.statuses["429"]
+        limited, times = tally.statuses["429"], sorted(tally.seconds)
         return Measured(
             requests=len(tally.seconds),
             bad=tally.bad,
-            within_threshold=sum(seconds <= goals.threshold_seconds for seconds in tally.seconds),
-            within_p95=sum(seconds <= goals.p95_seconds for seconds in tally.seconds),
+            within_threshold=bisect_right(times, goals.threshold_seconds),
+            within_p95=bisect_right(times, goals.p95_seconds),
             lookups=sum(n for result, n in tally.results.items() if result not in goals.ignored_results),
             hits=sum(n for result, n in tally.results.items() if result in goals.hit_results),
             limited=limited,
             refused=tally.refused - limited,
-            p95_seconds=percentile(sorted(tally.seconds), P95),
+            p95_seconds=percentile(times, P95),
             requests_per_second=requests_per_second,
             users=users,
+            times=times,
         )

@@ -7,27 +7,19 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .measured import Counters, percentile
-from .recorder import Recorder, Tally
-from .run import Outcome
-from .verdict import Row
+from .limits import limits, limits_table
+from .memory import memory_table
+from .outcome import Outcome
+from .recorder import Recorder, Tally, milliseconds
+from .verdict import Row, Window, outcome
 
 Table = list[list[str]]
-_QUANTILES = (("p50", 0.50), ("p95", 0.95), ("p99", 0.99))
-
-
-def milliseconds(seconds: Iterable[float]) -> dict[str, float | int | None]:
-    """Count and percentiles in ms; None where there is nothing."""
-    ordered = sorted(seconds)
-    found: dict[str, float | int | None] = {"requests": len(ordered)}
-    for name, quantile in _QUANTILES:
-        found[name] = round(percentile(ordered, quantile) * 1000, 1) if ordered else None
-    return found
 
 
 def _tally(tally: Tally) -> dict[str, Any]:
@@ -46,58 +38,48 @@ def _tally(tally: Tally) -> dict[str, Any]:
     }
 
 
-def limits(outcome: Outcome) -> dict[str, Any]:
-    """What the service and this client were busy with: says what limits a run."""
-    found: dict[str, Any] = {
-        "client_cores": round(outcome.client_cores, 2),
-        "client_lag_ms": milliseconds(outcome.client_lags),
-    }
-    counted = outcome.counted
-    if counted is None:
-        return found
-    waits = _sum(counted, "bi_engine_wait_seconds_count")
-    runs = _sum(counted, "bi_engine_execution_seconds_count")
-    return found | {
-        "service_cores": round(_sum(counted, "process_cpu_seconds_total") / outcome.seconds, 2),
-        "engine_busy_slots": round(_sum(counted, "bi_engine_execution_seconds_sum") / outcome.seconds, 2),
-        "engine_runs": round(runs),
-        "engine_mean_ms": _mean(counted, "bi_engine_execution_seconds_sum", runs),
-        "queue_mean_ms": _mean(counted, "bi_engine_wait_seconds_sum", waits),
-        "refused": {
-            dict(labels)["reason"]: round(value)
-            for (name, labels), value in counted.items()
-            if name == "bi_engine_rejections_total"
-        },
-        "engine_seconds_saved_by_cache": round(_sum(counted, "bi_cache_saved_seconds_total"), 1),
-        "snapshot_swaps": round(_sum(counted, "bi_snapshot_swaps_total")),
-    }
-
-
-def _sum(counted: Counters, name: str) -> float:
-    return sum(value for (found, _), value in counted.items() if found == name)
-
-
-def _mean(counted: Counters, name: str, count: float) -> float | None:
-    return round(_sum(counted, name) / count * 1000, 1) if count else None
-
-
 def document(
-    head: dict[str, Any], rows: Sequence[Row], passed: bool, recorder: Recorder, outcome: Outcome
+    head: dict[str, Any],
+    rows: Sequence[Row],
+    passed: bool,
+    recorder: Recorder,
+    left: Outcome,
+    windows: Sequence[Window],
 ) -> dict[str, Any]:
     """Everything about a run."""
     return {
         **head,
         "passed": passed,
+        "unmeasured": left.unmeasured,
+        "gaps": left.gaps,
         "verdict": [{**asdict(row), "outcome": row.outcome} for row in rows],
+        "times": {window.name: _times(window) for window in windows},
         "phases": {name: _tally(tally) for name, tally in recorder.phases.items()},
         "queries": {name: _tally(tally) for name, tally in sorted(recorder.queries.items())},
-        "limits": limits(outcome),
-        "memory_bytes": [[at, None if math.isnan(size) else size] for at, size in outcome.memory],
+        "limits": limits(left),
+        "memory_bytes": [[at, None if math.isnan(size) else size] for at, size in left.memory],
         "snapshots_seen": len(recorder.versions),
-        "publish_exit_codes": outcome.published,
-        "seconds": round(outcome.seconds, 1),
+        "publish_exit_codes": left.published,
+        "seconds": round(left.seconds, 1),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()},
     }
+
+
+def _times(window: Window) -> list[dict[str, float | None]]:
+    """Shares of requests within each edge of the service's histogram, seconds; the client's are exact."""
+    if window.service is None:
+        return []
+    times, edges = window.client.times, window.service.edges
+    total = edges.get(math.inf, 0.0)
+    return [
+        {
+            "seconds": edge,
+            "client": round(bisect_right(times, edge) / len(times), 4) if times else None,
+            "service": round(count / total, 4) if total else None,
+        }
+        for edge, count in sorted(edges.items())
+        if math.isfinite(edge)
+    ]
 
 
 def latency_table(tallies: dict[str, Any], what: str) -> Table:
@@ -131,6 +113,29 @@ def verdict_table(made: dict[str, Any]) -> Table:
     ]
 
 
+def stage_table(made: dict[str, Any]) -> Table:
+    """The verdict's lines in each stage, where there are several."""
+    lines = [["objective", "stage", "client", "service", "verdict"]]
+    for row in made["verdict"]:
+        for part in row["parts"] if len(row["parts"]) > 1 else ():
+            said = outcome(part["met"], part["agreed"], judged=row["judged"])
+            lines.append([row["slo"], part["stage"], part["client"], part["service"], said])
+    return lines
+
+
+def times_table(times: dict[str, Any]) -> Table:
+    """Where the service was read: how many per cent came within how many ms, at the client and at the service."""
+    lines = [["stage", "side"]]
+    for stage, edges in times.items():
+        if not edges:
+            continue
+        lines[0] = ["stage", "side", *(f"{1000 * edge['seconds']:g} ms" for edge in edges)]
+        for side in ("client", "service"):
+            shares = ("-" if edge[side] is None else f"{100 * edge[side]:.1f}" for edge in edges)
+            lines.append([stage, side, *shares])
+    return lines
+
+
 def aligned(table: Table) -> str:
     """A table for a terminal."""
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
@@ -146,10 +151,18 @@ def _html_table(table: Table) -> str:
     return f"<table><tr>{cells(table[0], 'th')}</tr>{body}</table>"
 
 
+def _section(title: str, table: Table) -> str:
+    """A table under a heading; nothing when it has no lines."""
+    return f"<h2>{html.escape(title)}</h2>{_html_table(table)}" if len(table) > 1 else ""
+
+
 def as_html(made: dict[str, Any]) -> str:
     """The report as one self-contained page."""
     title = f"{made['scenario']}: {'passed' if made['passed'] else 'FAILED'}"
-    facts = json.dumps({k: made[k] for k in ("limits", "machine", "memory_bytes", "snapshots_seen")}, indent=1)
+    facts = json.dumps({k: made[k] for k in ("machine", "snapshots_seen", "gaps")}, indent=1)
+    if made["unmeasured"]:
+        title = f"{made['scenario']}: no verdict"
+    stages, times, memory = stage_table(made), times_table(made["times"]), memory_table(made["memory_bytes"])
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
         "table{border-collapse:collapse;margin:.5rem 0 1.5rem}"
@@ -159,13 +172,17 @@ def as_html(made: dict[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
         f"<h1>{html.escape(title)}</h1><p>{html.escape(made['url'])}, {html.escape(made['started'])}, "
-        f"{made['seconds']} s. Service side: {html.escape(made['service_side'])}.</p>"
+        f"{made['seconds']} s. Service side: {html.escape(made['service_side'])}. {html.escape(made['unmeasured'])}</p>"
         f"<h2>Verdict</h2>{_html_table(verdict_table(made))}"
+        f"{_section('Verdict by stage', stages)}"
+        f"{_section('Requests within so many ms, %', times)}"
         f"<h2>Phases (ms)</h2>{_html_table(phase_table(made['phases']))}"
         "<h2>What the cache saves, per query (ms)</h2>"
         "<p>Hits (fresh or stale) beside answers for which the engine ran, while people had time to think."
         f"</p>{_html_table(latency_table(made['queries'], 'query'))}"
-        f"<h2>What limits it</h2><pre>{html.escape(facts)}</pre></html>\n"
+        f"{_section('What limits it', limits_table(made['limits']))}"
+        f"{_section('Resident memory of the service', memory)}"
+        f"<h2>The machine and the run</h2><pre>{html.escape(facts)}</pre></html>\n"
     )
 
 

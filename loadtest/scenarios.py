@@ -63,7 +63,7 @@ def scenarios(users: int) -> dict[str, Scenario]:
             answers,
         ),
         Scenario("scale", (Stage(PEOPLE, everyone, 120, spawn_rate=50),), answers),
-        Scenario("soak", (Stage(PEOPLE, users, 3600),), answers | {"hit_rate"}),
+        Scenario("soak", (Stage(PEOPLE, users, 3600),), answers | {"hit_rate", "memory"}),
         # A new snapshot starts with an empty cache, by design: the hit rate is shown, not judged.
         Scenario("publish", (Stage(PEOPLE, users, 120),), answers, publishes=True),
     ]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from .measured import Counters, Key, increase
+from .measured import Counters, Key, Labels, good_in, increase
 from .objectives import Objectives
 
 COUNTERS = frozenset(
@@ -31,6 +31,8 @@ COUNTERS = frozenset(
         "process_cpu_seconds_total",
     }
 )
+BUCKETS = "http_request_duration_seconds_bucket"
+Samples = list[tuple[float, float]]  # (seconds, value)
 # Labels that tell replicas apart; everything else of a target's labels is the same for all.
 _TARGET = frozenset({"job", "instance", "__name__"})
 _BEFORE_SECONDS = 60.0
@@ -43,7 +45,7 @@ class Unmeasured(RuntimeError):
 
 @dataclass(frozen=True)
 class Rate:
-    """Requests per second, and between which two moments of this process' monotonic clock they were counted."""
+    """Good answers per second, and between which two moments of this process' monotonic clock they were counted."""
 
     per_second: float
     began: float
@@ -62,10 +64,13 @@ class ServiceSide(Protocol):
         """Increases between two marks."""
 
     def rate(self, start: str, end: str, objectives: Objectives) -> Rate | None:
-        """Requests per second to the API between two marks; None when there are too few readings."""
+        """Good answers per second of the API between two marks; None when there are too few readings."""
 
     def gauge(self, name: str) -> float:
         """The largest current value of a gauge over replicas; NaN without one."""
+
+    def by_label(self, name: str, label: str) -> dict[str, float]:
+        """Current values of a series by one of its labels, added up over replicas and other labels."""
 
 
 def _read(url: str) -> str:
@@ -90,11 +95,14 @@ class MetricsPage:
         self._marks[name] = ((asked + time.monotonic()) / 2, self._parsed(text))
 
     def _parsed(self, text: str) -> dict[Key, float]:
-        return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        try:
+            return {
+                (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+        except ValueError as error:
+            raise Unmeasured(f"{self.source} is no page of metrics: {error}") from error
 
     def counted(self, start: str, end: str) -> Counters:
         """Differences of the two pages; from zero after a restart."""
@@ -108,13 +116,21 @@ class MetricsPage:
     def rate(self, start: str, end: str, objectives: Objectives) -> Rate | None:
         """Difference over time."""
         began, ended = self._marks[start][0], self._marks[end][0]
-        return Rate(requests_in(self.counted(start, end), objectives) / (ended - began), began, ended)
+        return Rate(good_in(self.counted(start, end), objectives) / (ended - began), began, ended)
 
     def gauge(self, name: str) -> float:
         """The page's value."""
-        return max(
-            (value for (found, _), value in self._parsed(_read(self.source)).items() if found == name), default=math.nan
-        )
+        return max(self._values(name).values(), default=math.nan)
+
+    def by_label(self, name: str, label: str) -> dict[str, float]:
+        """Of the page."""
+        found: dict[str, float] = {}
+        for labels, value in self._values(name).items():
+            found[dict(labels)[label]] = found.get(dict(labels)[label], 0.0) + value
+        return found
+
+    def _values(self, name: str) -> dict[Labels, float]:
+        return {labels: value for (found, labels), value in self._parsed(_read(self.source)).items() if found == name}
 
 
 class Prometheus:
@@ -164,22 +180,27 @@ class Prometheus:
         return total
 
     def rate(self, start: str, end: str, objectives: Objectives) -> Rate | None:
-        """Requests between the first and the last scrape inside the window, over the time between them, per replica."""
+        """Good answers between the first and the last scrape inside the window, over the time between them, per replica.
+
+        A replica's scrapes are those of all its series: one that appears late, a status not seen before, has fewer.
+        """
         began, ended = self._marks[start][0], self._marks[end][1]
-        replicas: dict[str, float] = {}
-        spans: dict[str, tuple[float, float]] = {}
+        scrapes: dict[str, list[float]] = {}
+        good: list[tuple[str, Samples]] = []
         for labels, samples in self._raw("http_requests_total", began, ended):
-            inside = [when for when, _ in samples if began <= when <= ended]
-            if not objectives.endpoints.fullmatch(labels.get("endpoint", "")) or len(inside) < 2:
-                continue
-            replica = labels["instance"]
-            spans[replica] = (inside[0], inside[-1])
-            replicas[replica] = replicas.get(replica, 0.0) + increase(samples, inside[0], inside[-1])
-        if not replicas:
+            scrapes.setdefault(labels["instance"], []).extend(when for when, _ in samples if began <= when <= ended)
+            if objectives.endpoints.fullmatch(labels.get("endpoint", "")) and objectives.is_good(labels["status"]):
+                good.append((labels["instance"], samples))
+        spans = {replica: (min(times), max(times)) for replica, times in scrapes.items() if len(set(times)) > 1}
+        if not spans:
             return None
         ahead = ended - self._local[end]
         return Rate(
-            sum(count / (spans[name][1] - spans[name][0]) for name, count in replicas.items()),
+            sum(
+                increase(samples, *spans[replica]) / (spans[replica][1] - spans[replica][0])
+                for replica, samples in good
+                if replica in spans
+            ),
             min(first for first, _ in spans.values()) - ahead,
             max(last for _, last in spans.values()) - ahead,
         )
@@ -188,9 +209,12 @@ class Prometheus:
         """The largest replica's."""
         return self._scalar(f'max({name}{{job="{self._job}"}})')
 
-    def _raw(
-        self, names: str, began: float, ended: float
-    ) -> Iterable[tuple[dict[str, str], list[tuple[float, float]]]]:
+    def by_label(self, name: str, label: str) -> dict[str, float]:
+        """Of all replicas."""
+        found = self._query(f'sum by ({label}) ({name}{{job="{self._job}"}})', None)
+        return {series["metric"].get(label, ""): float(series["value"][1]) for series in found}
+
+    def _raw(self, names: str, began: float, ended: float) -> Iterable[tuple[dict[str, str], Samples]]:
         seconds = math.ceil(ended - began + _BEFORE_SECONDS)
         found = self._query(f'{{__name__=~"{names}", job="{self._job}"}}[{seconds}s]', ended)
         for series in found:
@@ -204,8 +228,11 @@ class Prometheus:
 
     def _query(self, expression: str, when: float | None) -> list[Any]:
         given = {"query": expression} | ({} if when is None else {"time": f"{when:.3f}"})
-        document = json.loads(_read(f"{self._url}/api/v1/query?{urllib.parse.urlencode(given)}"))
-        result: list[Any] = document["data"]["result"]
+        text = _read(f"{self._url}/api/v1/query?{urllib.parse.urlencode(given)}")
+        try:
+            result: list[Any] = json.loads(text)["data"]["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Unmeasured(f"{self._url} does not answer as Prometheus: {error!r}") from error
         return result
 
 

@@ -6,11 +6,12 @@ What is provoked lies far from what is asked for: slo.yaml of these tests is len
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 
 from loadtest.objectives import load_objectives
 from loadtest.service_side import Prometheus, requests_in
+from tests.config.monitoring import tool
 from tests.support.service import Service, free_port, wait_until
 from tests.support.small import Small
 
@@ -86,6 +88,8 @@ def test_all_well_is_exit_code_0_and_both_sides_counted_the_same(
     assert (done.code, done.missed) == (0, set()), done.text
     requests = done.row("requests")
     assert requests["client"] == requests["service"] != "0"
+    stages = [(part["stage"], part["client"] == part["service"]) for part in requests["parts"]]
+    assert stages == [("people", True), ("full speed", True)], "people pause while the service is read"
     assert {phase["failed"] for phase in done.document["phases"].values()} == {0}
     shops = done.document["queries"]["shops"]
     assert shops["with_cache_ms"]["requests"] > 0 and shops["without_cache_ms"]["requests"] > 0
@@ -149,6 +153,91 @@ def test_other_peoples_requests_make_the_sides_disagree(
     assert "requests" in done.missed and done.row("requests")["agreed"] is False, done.text
 
 
+@dataclass
+class Page:
+    """Stands before a service's /metrics, and fails at the readings named by their number (from 1)."""
+
+    url: str
+    fails: set[int]
+    read: list[bool] = field(default_factory=list)
+
+
+@pytest.fixture
+def page() -> Iterator[Callable[..., Page]]:
+    """A page in front of a service: `page(service, fails={2, 3})`."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(service: Service, fails: set[int]) -> Page:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                made.read.append(len(made.read) + 1 not in made.fails)
+                body = httpx.get(f"{service.url}/metrics").content if made.read[-1] else b"broken"
+                self.send_response(200 if made.read[-1] else 503)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made = Page(f"http://127.0.0.1:{server.server_address[1]}/metrics", fails)
+        return made
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+# Before the people: the mark, the histogram's edges, the number of clients. From the fourth on they are at work.
+BEFORE = 3
+
+
+def test_readings_that_fail_on_the_way_are_gaps_and_the_run_is_judged(
+    serve: Callable[..., Service], load: Callable[..., Report], page: Callable[..., Page]
+) -> None:
+    # Memory twice, the end of people, the beginning of full speed; what follows is read again.
+    service = serve()
+    broken = page(service, fails={BEFORE + 1, BEFORE + 2, BEFORE + 3, BEFORE + 4})
+    done = load(service, "--metrics", broken.url, seconds=8)
+    assert (done.code, done.missed) == (0, set()), done.text
+    assert len(done.document["gaps"]) == 4 and "503" in done.document["gaps"][0]
+    (together,) = done.document["limits"]
+    assert together == "people + full speed"
+    assert [part["stage"] for part in done.row("latency")["parts"]] == ["people", "full speed"]
+    requests = done.row("requests")
+    assert requests["client"] == requests["service"] != "0"
+
+
+def test_without_the_last_reading_there_is_a_report_but_no_verdict(
+    serve: Callable[..., Service], load: Callable[..., Report], page: Callable[..., Page]
+) -> None:
+    service = serve()
+    broken = page(service, fails=set(range(BEFORE + 2, 99)))
+    done = load(service, "--metrics", broken.url, scenario="soak", seconds=4)
+    assert done.code == 2 and "VERDICT: none" in done.text, done.text
+    assert "503" in done.document["unmeasured"] and done.document["passed"] is False
+    assert done.document["phases"]["people"]["all_ms"]["requests"] > 0
+    assert done.row("availability")["service"] == "-"
+
+
+def test_an_objective_between_two_buckets_is_found_before_anybody_asks(
+    serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    service, slo = serve(), lenient_slo(tmp_path / "slo.yaml")
+    slo.write_text(slo.read_text().replace("threshold_seconds: 2", "threshold_seconds: 0.7"))
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest", "soak", "--url", service.url, "--slo", str(slo), "--reports", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and "0.7 s is no bucket edge" in done.stderr, done.stderr
+    asked = 'http_requests_total{endpoint="/api/v1/queries/{name}",method="GET",status="200"}'
+    assert f"{asked} 0.0" in httpx.get(f"{service.url}/metrics").text
+
+
 def test_a_service_that_is_not_there_is_exit_code_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "loadtest", "slo", "--url", f"http://127.0.0.1:{free_port()}"],
@@ -194,9 +283,7 @@ def test_publishing_that_fails_fails_the_run(serve: Callable[..., Service], load
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """A real Prometheus that scrapes services as the stack's does."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("no prometheus program here")
+    program = tool("prometheus", "prometheus")
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*services: Service, interval: str = "1s") -> str:
@@ -238,7 +325,8 @@ def test_prometheus_tells_what_the_client_saw(
     done = load(service, "--prometheus", prometheus(service), seconds=40)
     assert (done.code, done.missed) == (0, set()), done.text
     requests = done.row("requests")
-    assert requests["client"] == requests["service"], "no request lies at an edge of the window"
+    assert [part["client"] for part in requests["parts"]] == [part["service"] for part in requests["parts"]]
+    assert requests["client"] == requests["service"], "no request lies at an edge of a window"
     assert done.row("throughput")["agreed"]
 
 

@@ -13,56 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from geventhttpclient.connectionpool import ConnectionPool
 
+from loadtest.agreement import apart
 from loadtest.connections import keep_connections
 from loadtest.keys import RESERVE, KeyRing, read_keys
-from loadtest.measured import Measured, apart, bucket_quantile, from_counters, increase, percentile
+from loadtest.measured import bucket_quantile, from_counters, increase, percentile
 from loadtest.objectives import BadObjectives, Objectives, load_objectives
 from loadtest.questions import AD_HOC_ENDPOINT, NAMED_ENDPOINT, Questions, Zipf, read_questions
 from loadtest.recorder import Recorder
 from loadtest.scenarios import scenarios
-from loadtest.verdict import ALL, Row, as_text, exit_code, judge
+from loadtest.verdict import ALL, Window, as_text, exit_code, judge
+from tests.support.load_sides import GOOD, counters, failing, objectives, verdict
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT: dict[str, Any] = {
-    "scope": {"job": "query", "endpoints": "/api/.*"},
-    "users": 4,
-    "throughput": {"requests_per_second": 10},
-    "availability": {
-        "objective_percent": 90,
-        "bad_status": "5..",
-        "client_caused": [{"endpoint": AD_HOC_ENDPOINT, "status": "504"}],
-    },
-    "latency": {"objective_percent": 80, "threshold_seconds": 1, "p95_seconds": 0.5},
-    "cache": {"hit_rate_percent": 50, "hit_results": ["hit", "coalesced"], "ignored_results": ["bypass"]},
-}
-
-
-def objectives(tmp_path: Path, **changes: Any) -> Objectives:
-    path = tmp_path / "slo.yaml"
-    path.write_text(yaml.safe_dump({**DOCUMENT, **changes}))
-    return load_objectives(path)
 
 
 @pytest.fixture
 def goals(tmp_path: Path) -> Objectives:
     return objectives(tmp_path)
-
-
-GOOD = Measured(
-    requests=1000, bad=0, within_threshold=1000, within_p95=1000, lookups=900, hits=800, limited=0, refused=0,
-    p95_seconds=0.1, requests_per_second=50.0, users=4,
-)  # fmt: skip
-
-
-def verdict(goals: Objectives, client: Measured, service: Measured | None) -> dict[str, Row]:
-    return {row.slo: row for row in judge(goals, ALL, client, service, 4)}
-
-
-def failing(rows: dict[str, Row]) -> set[str]:
-    return {slo for slo, row in rows.items() if not row.passed}
 
 
 # --- objectives ------------------------------------------------------------------------------------------------------
@@ -115,14 +84,6 @@ def test_a_quantile_of_buckets_is_interpolated_as_prometheus_does() -> None:
     assert math.isnan(bucket_quantile({}, 0.95))
 
 
-def counters(status: str = "200", requests: float = 10, fast: float = 10) -> dict[Any, float]:
-    where = ("endpoint", NAMED_ENDPOINT)
-    made = {("http_requests_total", (where, ("method", "GET"), ("status", status))): requests}
-    for edge, count in (("0.5", fast), ("1.0", fast), ("+Inf", requests)):
-        made["http_request_duration_seconds_bucket", (where, ("le", edge))] = count
-    return made
-
-
 def test_the_services_side_counts_the_api_alone(goals: Objectives) -> None:
     probes = {
         ("http_requests_total", (("endpoint", "/health/ready"), ("method", "GET"), ("status", "503"))): 99.0,
@@ -153,7 +114,7 @@ def test_both_sides_count_the_same_answers_alike(goals: Objectives) -> None:
     recorder.phase = "people"
     for status, seconds in ((200, 0.2), (200, 0.7), (500, 3.0), (429, 0.1), (404, 0.1)):
         recorder.add("q", NAMED_ENDPOINT, status, seconds, "hit" if status == 200 else None)
-    client = recorder.measured(recorder.total, None, 1)
+    client = recorder.measured(recorder.together(["people"]), None, 1)
     assert (client.requests, client.bad, client.limited, client.refused) == (5, 1, 1, 1)
     assert (client.within_p95, client.within_threshold, client.hits) == (3, 4, 2)
 
@@ -234,9 +195,10 @@ def test_no_requests_at_all_is_no_success(goals: Objectives) -> None:
 
 def test_what_a_scenario_does_not_judge_is_shown_only(goals: Objectives) -> None:
     cold = replace(GOOD, hits=0, lookups=0, requests_per_second=None)
-    rows = judge(goals, scenarios(4)["cold"].judged, cold, cold, 4)
+    window = Window("people", {"people": cold}, cold, cold, thinking=False)
+    rows = judge(goals, scenarios(4)["cold"].judged, [window], 4)
     assert exit_code(rows) == 0
-    assert {row.slo for row in rows if row.outcome == "not judged"} == {"hit_rate", "throughput"}
+    assert {row.slo for row in rows if row.outcome == "not judged"} == {"hit_rate", "throughput", "times"}
 
 
 def test_without_a_service_side_the_client_alone_is_judged(goals: Objectives) -> None:
