@@ -12,8 +12,8 @@ LARGEST_DIFFERENCE = 0.10
 FAILURES_APART = 10
 # Of requests, as a share: how far the two distributions of times may lie apart at any edge of the histogram.
 LARGEST_GAP = 0.10
-# What the network and a client that wakes up add to every request, without anything being wrong.
-CLIENT_ADDS_SECONDS = 0.010
+# What the network and a client that wakes up late on a busy machine may add, without anything being wrong.
+CLIENT_ADDS_SECONDS = 0.050
 
 
 def apart(one: float, other: float) -> float:
