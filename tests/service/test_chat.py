@@ -486,6 +486,48 @@ def test_replicas_share_what_the_model_chose_and_believe_no_rubbish(
         assert model.left == 0
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"tool": "run_sql", "arguments": {"sql": "select * from read_csv('/etc/passwd')"}},
+        {"tool": "run_sql", "arguments": {"sql": "select gone from sales"}},
+        {"tool": "run_query", "arguments": {"name": "gone", "parameters": {}}},
+        {"tool": "run_query", "arguments": {"name": "shops", "parameters": {"limit": 100000}}},
+        {"tool": "run_query", "arguments": {"name": "payslips", "parameters": {}}},
+    ],
+)
+def test_a_remembered_plan_that_does_not_run_is_forgotten_and_the_model_is_asked(
+    starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer, plan: Any
+) -> None:
+    redis_server.client.flushall()
+    question = "what was planned here?"
+    with starting(redis_url=redis_server.url) as chat:
+        model.play(runs_sql("select 18 as eighteen"), runs_sql("select 19 as nineteen"))
+        chat.ask(question, "north")
+        (name,) = redis_server.client.keys("bi:plan:*")
+    redis_server.client.set(name, json.dumps(plan))
+    with starting(redis_url=redis_server.url) as other:
+        assert other.ask(question, "north")["result"]["rows"] == [[19]]
+        assert other.service.metric("bi_chat_plan_hits_total") == 0
+        assert other.ask(question, "north")["tokens"]["prompt"] == 0
+        assert b"nineteen" in redis_server.client.get(name)
+
+
+def test_a_plan_that_does_not_run_is_not_kept_though_the_model_has_none_either(
+    starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer
+) -> None:
+    redis_server.client.flushall()
+    with starting(redis_url=redis_server.url) as chat:
+        model.play(runs_sql("select 20 as twenty"))
+        chat.ask("what was planned there?")
+        (name,) = redis_server.client.keys("bi:plan:*")
+    redis_server.client.set(name, json.dumps({"tool": "run_sql", "arguments": {"sql": "drop table sales"}}))
+    with starting(redis_url=redis_server.url) as other:
+        model.play(script.status(401))
+        assert_problem(other.post("what was planned there?"), 503, "model_unavailable")
+        assert redis_server.client.keys("bi:plan:*") == []
+
+
 def test_the_same_question_by_many_at_once_is_put_to_the_model_once(chat: Chat, model: ScriptedModel) -> None:
     together = threading.Event()
 
@@ -744,6 +786,59 @@ def test_a_dead_server_is_left_alone_after_a_few_failures_and_asked_again_when_i
         own.play(*[runs_sql("select 12 as twelve")] * 30)
         wait_until(lambda: chat.post("twelve?").status_code == 200, 60)
         assert chat.service.metric("bi_llm_circuit_open") == 0
+
+
+def answered_without(chat: Chat, question: str, key: str = "analyst") -> Any:
+    """An answer by the matcher for a model that could not be had, and that was counted as such."""
+    before = chat.service.metric("bi_chat_answers_total", by="stand_in", outcome="named")
+    answer = chat.ask(question, key)
+    assert chat.service.metric("bi_chat_answers_total", by="stand_in", outcome="named") == before + 1
+    return answer
+
+
+def test_a_match_that_would_do_without_a_model_does_while_the_model_cannot_be_had(
+    starting: Callable[..., Any], plain: Chat, model: ScriptedModel
+) -> None:
+    with starting(llm_max_retries=0, chat_sure_confidence=1) as chat:
+        model.play(script.status(500), script.status(500), script.status(500), script.status(500))
+        for _ in range(5):  # by the last ones the circuit is open
+            answer = answered_without(chat, "Shops")
+            assert answer == plain.ask("Shops")
+            assert 0.5 <= answer["confidence"] < 1
+        assert chat.service.metric("bi_llm_circuit_open") == 1 and len(model.received) < 5
+        problem = chat.post("Who won the football match yesterday?")
+        assert_problem(problem, 503, "model_unavailable")
+        assert chat.events("Shops")[-1][0] == "answer"
+
+
+def test_below_the_least_confidence_of_all_nothing_stands_in_for_the_model(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_max_retries=0, chat_sure_confidence=1, chat_min_confidence=1) as chat:
+        model.play(script.status(500))
+        assert_problem(chat.post("Shops"), 503, "model_unavailable")
+        assert chat.service.metric("bi_chat_answers_total", by="stand_in") == 0
+        assert chat.service.metric("bi_chat_answers_total", by="model", outcome="error") == 1
+
+
+def test_what_the_asker_s_policy_refuses_does_not_stand_in_for_the_model(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_max_retries=0, chat_sure_confidence=1) as chat:
+        model.play(script.status(500), script.status(500))
+        assert answered_without(chat, "Payslips")["query"] == "payslips"
+        assert_problem(chat.post("Payslips", "north"), 503, "model_unavailable")
+
+
+def test_nor_does_a_spent_budget_keep_from_anyone_what_would_do_without_a_model(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_tokens_per_key_per_day=100, chat_sure_confidence=1) as chat:
+        model.play(runs_sql("select 21 as twenty_one"))
+        chat.ask("what costs all I have?")
+        assert answered_without(chat, "Shops")["query"] == "shops"
+        assert_problem(chat.post("what else is there?"), 429, "token_budget_spent")
+        assert len(model.received) == 1
 
 
 def test_an_endpoint_in_trouble_is_not_asked_three_times_as_often(

@@ -14,7 +14,7 @@ import pytest
 from bi_query.catalogue import Catalogue, load_catalogue
 from bi_query.chat import prompt
 from bi_query.chat.budget import DAY_SECONDS, Asking, TokenBudget, Tokens
-from bi_query.chat.chat import normalised
+from bi_query.chat.chat import lineage, normalised
 from bi_query.chat.matcher import Matcher
 from bi_query.chat.model import LanguageModel
 from bi_query.chat.prompt import Question, Turn
@@ -254,6 +254,19 @@ def test_a_choice_is_read_again_as_it_was_written(choice: Choice) -> None:
 def test_what_redis_holds_is_not_believed_unread(text: str) -> None:
     with pytest.raises(Malformed):
         choice_from(text)
+
+
+@pytest.mark.parametrize(("module", "name"), [("chat", "__version__"), ("prompt", "RULES"), ("prompt", "RUN_SQL")])
+def test_what_a_model_chose_is_not_remembered_past_a_release_or_other_words_to_it(
+    small: Small, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    small.write_catalogue()
+    queries = load_catalogue(small.catalogue).queries
+    before = lineage(queries.values())
+    assert lineage(load_catalogue(small.catalogue).queries.values()) == before
+    assert lineage(list(queries.values())[1:]) != before
+    monkeypatch.setattr(f"bi_query.chat.{module}.{name}", "another")
+    assert lineage(queries.values()) != before
 
 
 def test_questions_that_differ_in_nothing_that_matters_are_one() -> None:

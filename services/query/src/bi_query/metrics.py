@@ -37,6 +37,7 @@ REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit", "llm
 LLM_DIRECTIONS = ("prompt", "completion")
 LLM_OUTCOMES = ("ok", "timeout", "unavailable", "rate_limited", "malformed", "refused", "cancelled")
 LLM_RETRY_REASONS = ("timeout", "unavailable", "rate_limited", "malformed")
+CHAT_CHOOSERS = ("matcher", "model", "stand_in")
 CHAT_OUTCOMES = ("named", "sql", "cannot_answer", "refused", "error")
 
 
@@ -236,7 +237,9 @@ class Metrics:
             "bi_llm_budget_used_tokens", "Tokens used today (UTC) by all replicas, as far as this one knows."
         )
         self.chat_answers = self._counter(
-            "bi_chat_answers_total", "Questions by who chose the answer.", ("by", "outcome")
+            "bi_chat_answers_total",
+            "Questions by who chose the answer; stand_in is the matcher for a model that could not be had.",
+            ("by", "outcome"),
         )
         self.chat_sql_retries = self._counter(
             "bi_chat_sql_retries_total", "Times the language model was shown an error and asked again."
@@ -244,7 +247,7 @@ class Metrics:
         self.chat_plan_hits = self._counter(
             "bi_chat_plan_hits_total", "Questions answered from a remembered plan, without the language model."
         )
-        for by in ("matcher", "model"):
+        for by in CHAT_CHOOSERS:
             for outcome in CHAT_OUTCOMES:
                 self.chat_answers.labels(by, outcome)
 

@@ -1,4 +1,5 @@
-"""The order of resort: a named query that fits; else what a model chooses, SQL included; else a plain "cannot answer".
+"""The order of resort: a named query that surely fits; else what a model chooses, SQL included; where the model cannot be
+had, a named query that fits well enough; else a plain "cannot answer".
 
 The model chooses, the service runs: with the asker's key, under the same guard, row policies, limits, cache and audit log as
 what a person asks. No row goes to the model, and no message that may quote one; the sentence of an answer is `wording`'s.
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .. import __version__
 from ..access import Principal
 from ..catalogue import NamedQuery
 from ..errors import (
     BadRequest,
     Forbidden,
     NotFound,
+    Overloaded,
     ProblemError,
     QueryCancelled,
     QueryTimeout,
@@ -52,6 +55,7 @@ _NEAREST = 3
 _MOST_TURN_CHARACTERS = 500  # of an earlier question, read again for its values
 _END_SECONDS = 1.0
 _CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
+_NO_MODEL = ("model_unavailable", "token_budget_spent")
 STEPS = ("matching", "asking_model", "running_query", "running_sql")
 
 
@@ -110,9 +114,10 @@ class ChatService:
         self._service, self._store, self._metrics, self._model = service, store, metrics, model
         self._queries = service.catalogue.queries
         self._matcher = Matcher(service.catalogue)
-        self._least = settings.chat_sure_confidence if model else settings.chat_min_confidence
-        self._catalogue_digest = _digest(*[f"{name} {query.digest}" for name, query in self._queries.items()])
+        self._least_of_all = settings.chat_min_confidence
+        self._least = settings.chat_sure_confidence if model else self._least_of_all
         self._tools = prompt.tools(self._queries.values())
+        self._lineage = lineage(self._queries.values())
         self._plans = plans
         self._flights: Flights[Outcome] = Flights()
 
@@ -130,7 +135,11 @@ class ChatService:
                     best, matches = None, matches[1:]
             if outcome is None and self._model is not None:
                 by = "model"
-                outcome = await self._by_model(self._model, question, asked)
+                try:
+                    outcome = await self._by_model(self._model, question, asked)
+                except (Overloaded, RateLimited) as problem:
+                    outcome = await self._instead(best, problem, asked)
+                    by = "stand_in"
             outcome = outcome or Outcome()
         except ProblemError as problem:
             if not isinstance(problem, QueryCancelled):
@@ -139,6 +148,15 @@ class ChatService:
         self._metrics.chat_answers.labels(by, _name(outcome)).inc()
         confidence = None if by == "model" else best.confidence if best else 0.0
         return Answered(self._document(question, outcome, matches, confidence, asked.tokens), outcome.result)
+
+    async def _instead(self, best: Match | None, problem: ProblemError, asked: Asked) -> Outcome:
+        """The best match for a model that cannot be had, as without one. Raises `problem` where it is none to go by."""
+        if problem.code not in _NO_MODEL or best is None or best.confidence < self._least_of_all:
+            raise problem
+        outcome = await self._allowed(RunQuery(best.query.name, best.values), asked)
+        if outcome is None:
+            raise problem
+        return outcome
 
     def _matches(self, question: Question) -> list[Match]:
         matches = self._matcher.matches(question.text, _NEAREST)
@@ -177,13 +195,19 @@ class ChatService:
     async def _by_model(self, model: LanguageModel, question: Question, asked: Asked) -> Outcome:
         """What the model chooses, or chose when it was asked the same of the same data."""
         key = _digest(
-            self._store.current.id, self._catalogue_digest, model.name, asked.principal.scope, normalised(question.text),
+            self._store.current.id, self._lineage, model.name, asked.principal.scope, normalised(question.text),
             *[f"{normalised(turn.question)}\0{turn.query}\0{turn.sql}" for turn in question.turns],
         )  # fmt: skip
         choice = None if asked.is_fresh else await self._plans.get(key)
         if choice is not None:
-            self._metrics.chat_plan_hits.inc()
-            return await self._run(choice, asked)
+            try:
+                outcome = await self._run(choice, asked)
+            except _CORRECTABLE:  # nothing that ran before on these data: from elsewhere, or of other rights
+                await self._plans.forget(key)
+                asked.found = {}
+            else:
+                self._metrics.chat_plan_hits.inc()
+                return outcome
         outcome = await self._asked_once(model, question, asked, key)
         asked.found = _found(outcome) or asked.found
         return outcome
@@ -298,6 +322,12 @@ def _found(outcome: Outcome) -> dict[str, Any]:
 def normalised(text: str) -> str:
     """Equal for questions that differ only in case, blanks, spelling of characters and the stops at the end."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
+
+
+def lineage(queries: Collection[NamedQuery]) -> str:
+    """Equal where a model is told the same of these queries: another release may tell it, and read it, otherwise."""
+    told = [__version__, prompt.RULES, orjson.dumps(prompt.tools(queries)).decode()]
+    return _digest(*told, *[f"{query.name} {query.digest}" for query in queries])
 
 
 def _digest(*parts: str) -> str:

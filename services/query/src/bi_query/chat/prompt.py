@@ -13,7 +13,7 @@ from ..catalogue import NamedQuery
 from ..errors import ProblemError, SqlRefused
 from .reply import CANNOT_ANSWER, RUN_QUERY, RUN_SQL
 
-_RULES = """\
+RULES = """\
 You choose how to answer a question about the tables of one database. You never see rows; the service runs what you choose \
 and shows the rows to the asker itself. Answer with exactly one tool call:
 - run_query, when one of the named queries answers the question. Give only parameters that the question asks for.
@@ -59,7 +59,7 @@ def messages(
     question: Question, queries: Iterable[NamedQuery], tables: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The conversation to send: rules, catalogue and schema, earlier turns, the question."""
-    parts = [_RULES, "Named queries:", *map(_query_line, queries), "Tables:", *map(_table_line, tables)]
+    parts = [RULES, "Named queries:", *map(_query_line, queries), "Tables:", *map(_table_line, tables)]
     told: list[dict[str, Any]] = [{"role": "system", "content": _bounded(parts)}]
     for turn in _recent(question.turns):
         told.append({"role": "user", "content": turn.question})
