@@ -874,6 +874,40 @@ def test_a_client_that_goes_away_ends_the_model_s_work(chat: Chat, model: Script
     wait_until(lines)
     assert lines()[0]["status"] == 499
     assert lines()[0]["tokens"]["estimated"] is True and lines()[0]["tokens"]["prompt"] > 100
+    assert lines()[0]["tokens"]["completion"] == 1024  # all that the model was let use
+
+
+def test_what_a_model_had_said_when_its_asker_left_is_counted(chat: Chat, model: ScriptedModel) -> None:
+    def completion() -> float:
+        return chat.service.metric("llm_tokens_total", direction="completion")
+
+    said, left = threading.Event(), threading.Event()
+    model.play(script.trickle(60, said, left))
+    before, cancelled = completion(), chat.service.metric("bi_llm_requests_total", outcome="cancelled")
+    headers = {"X-API-Key": chat.keys["analyst"], "accept": "text/event-stream"}
+    with chat.service.client.stream("POST", CHAT, json={"question": "talk to me?"}, headers=headers) as answer:
+        events = answer.iter_lines()
+        assert next(events)
+        assert said.wait(20)
+        assert completion() == before  # what is asked now is answered after the pieces were read
+    assert left.wait(20)
+    wait_until(lambda: chat.service.metric("bi_llm_requests_total", outcome="cancelled") == cancelled + 1)
+    assert 60 <= completion() - before < 200
+
+
+@pytest.mark.parametrize(("accept", "completion"), [("application/json", 1024), ("text/event-stream", 60)])
+def test_a_reply_that_does_not_end_in_time_is_on_the_asker_s_budget(
+    starting: Callable[..., Any], model: ScriptedModel, accept: str, completion: int
+) -> None:
+    with starting(llm_timeout_seconds=1, llm_max_retries=0, llm_tokens_per_key_per_day=1000) as chat:
+        model.play(script.silence() if completion == 1024 else script.trickle(60))
+        asked = chat.post("are you done?", headers={"accept": accept, "x-request-id": "unfinished"})
+        assert "model_unavailable" in asked.text
+        wait_until(lambda: [line for line in chat.service.log_lines() if line["request_id"] == "unfinished"])
+        (line,) = [line for line in chat.service.log_lines() if line["request_id"] == "unfinished"]
+        assert completion <= line["tokens"]["completion"] < completion * 3 and line["tokens"]["estimated"] is True
+        tokens = line["tokens"]["prompt"] + line["tokens"]["completion"]
+        assert chat.service.metric("bi_llm_budget_used_tokens") == tokens
 
 
 def test_a_replica_that_stops_refuses_those_who_wait_for_the_model(

@@ -28,6 +28,7 @@ from bi_query.chat.reply import (
     choice_from,
     choice_text,
     reply_of,
+    tokens_in,
     tokens_of,
 )
 from bi_query.engine_errors import translate
@@ -241,6 +242,16 @@ def test_a_stream_of_several_calls_and_a_late_usage_is_put_together() -> None:
     assert tokens_of(document, "") == Tokens(3, 4)
     with pytest.raises(Malformed):
         assembled([{"choices": [7]}])
+
+
+def test_an_unfinished_stream_has_a_token_in_each_piece_or_more() -> None:
+    def said(text: str) -> dict[str, Any]:
+        return {"id": "chatcmpl-" + "x" * 200, "choices": [{"delta": {"content": text}, "finish_reason": None}]}
+
+    assert tokens_in([said("a")] * 500) == 500
+    assert 1000 <= tokens_in([said("word" * 1000)]) < 1100
+    assert tokens_in([{"choices": [{"delta": {"reasoning_content": "hm"}}]}] * 7) >= 7
+    assert tokens_in([{"choices": {}}, {"choices": [7]}, {}]) == 3
 
 
 @pytest.mark.parametrize("choice", [RunSql("select 'é'"), RunQuery("q", (("a", "1"), ("b", "x"))), CannotAnswer()])

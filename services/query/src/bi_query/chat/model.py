@@ -27,7 +27,7 @@ from ..errors import Overloaded
 from ..metrics import LLM_OUTCOMES, Metrics
 from ..settings import Settings
 from .budget import Asking, TokenBudget, Tokens
-from .reply import Malformed, Reply, assembled, estimate, reply_of, tokens_of
+from .reply import Malformed, Reply, assembled, estimate, reply_of, tokens_in, tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -133,27 +133,26 @@ class LanguageModel:
         asked = orjson.dumps([messages, tools]).decode()
         expected = estimate(asked)
         day = self._budget.add(asking.who, expected)
-        # What is not heard to the end may have been worked on all the same.
-        used, outcome = Tokens(expected, estimated=True), "unavailable"
+        used, outcome, is_heard = Tokens(expected, estimated=True), "unavailable", False
         started = time.perf_counter()
         chunks: list[Mapping[str, Any]] = []
         try:
             document = await self._received(messages, tools, asking, chunks)
-            used = tokens_of(document, asked)
+            used, is_heard = tokens_of(document, asked), True
             self._breaker.succeeded()
             reply = reply_of(document)
             outcome = "refused" if reply.is_refusal else "ok"
             return reply
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            outcome, used = "cancelled", self._unheard(expected, chunks)
             raise
         except (openai.OpenAIError, OSError, *_RUBBISH) as error:
             failure = _failure(error)
             outcome = failure.reason
-            if chunks and outcome != "malformed":
-                used = Tokens(expected, estimate(orjson.dumps(chunks).decode()) // 2, estimated=True)
-            elif isinstance(error, openai.APIStatusError) or _never_arrived(error):
+            if isinstance(error, openai.APIStatusError) or _never_arrived(error):
                 used = Tokens()
+            elif chunks or isinstance(error, (TimeoutError, OSError, openai.APIConnectionError)):
+                used = used if is_heard else self._unheard(expected, chunks)
             if failure.is_of_the_line:
                 self._breaker.failed()
             elif isinstance(error, openai.APIStatusError):
@@ -163,6 +162,10 @@ class LanguageModel:
             self._budget.add(asking.who, used.prompt + used.completion - expected, day)
             asking.tokens.add(used)
             self._count(used, outcome, time.perf_counter() - started)
+
+    def _unheard(self, prompt: int, chunks: Sequence[Mapping[str, Any]]) -> Tokens:
+        """What a reply not heard to its end may have used: the pieces that came; without any, all that it was let use."""
+        return Tokens(prompt, tokens_in(chunks) if chunks else self._max_completion_tokens, estimated=True)
 
     def _count(self, used: Tokens, outcome: str, seconds: float) -> None:
         assert outcome in LLM_OUTCOMES  # noqa: S101 - a label that nothing prepared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,15 @@ def tokens_of(document: object, asked: str) -> Tokens:
     return Tokens(
         estimate(asked) if prompt is None else prompt, estimate(said) if completion is None else completion, True
     )
+
+
+def tokens_in(chunks: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that the pieces of an unfinished stream may have: servers send one in each, or more."""
+    try:
+        said = json.dumps(assembled(chunks)["choices"], default=str)
+    except (Malformed, ValueError, TypeError, LookupError, AttributeError):
+        said = ""
+    return max(len(chunks), estimate(said))
 
 
 def estimate(text: str) -> int:
