@@ -588,6 +588,8 @@ def test_a_key_that_has_spent_its_day_is_told_when_to_come_back_and_others_are_n
         assert chat.ask("Shops")["query"] == "shops"  # nor does the matcher
         assert chat.ask("question 2", "other")["result"]["rows"] == [[2]]
         assert chat.events("question 3")[-1][1]["code"] == "token_budget_spent"
+        assert chat.service.metric("bi_llm_budget_refusals_total", scope="key") == 2
+        assert chat.service.metric("bi_llm_budget_key_used_ratio") == 240 / 150
 
 
 def test_a_key_that_waits_for_another_key_s_question_does_not_share_the_end_of_its_budget(

@@ -321,6 +321,33 @@ def test_a_day_s_tokens_are_back_at_midnight_and_until_then_the_refusal_says_how
     assert metrics.registry.get_sample_value("bi_llm_budget_used_tokens") == 0
 
 
+def test_what_a_budget_refuses_is_counted_by_whose_it_is_and_the_key_nearest_its_end_is_shown() -> None:
+    clock = Clock()
+    counted, metrics = budget(clock, llm_tokens_per_key_per_day=100, llm_tokens_per_day=200)
+
+    def shown() -> list[float | None]:
+        sample = metrics.registry.get_sample_value
+        refused = [sample("bi_llm_budget_refusals_total", {"scope": scope}) for scope in ("key", "all")]
+        return [*refused, sample("bi_llm_budget_key_used_ratio")]
+
+    assert shown() == [0, 0, 0]
+    counted.add("ana", 20)
+    counted.add("bo", 60)
+    assert (spent(counted, "bo"), shown()) == ("", [0, 0, 0.6])
+    counted.add("bo", 60)
+    assert spent(counted, "bo") and shown() == [1, 0, 1.2]
+    counted.add("ana", 60)
+    assert spent(counted, "ana") and spent(counted, "ana") and shown() == [1, 2, 1.2]
+    clock.now += DAY_SECONDS
+    assert shown() == [1, 2, 0]
+
+
+def test_without_a_budget_of_a_key_s_own_no_share_of_it_is_shown() -> None:
+    counted, metrics = budget(Clock(), llm_tokens_per_day=200)
+    counted.add("ana", 150)
+    assert metrics.registry.get_sample_value("bi_llm_budget_key_used_ratio") == 0
+
+
 def test_an_estimate_that_was_too_high_is_given_back() -> None:
     counted, metrics = budget(Clock(), llm_tokens_per_day=100)
     counted.add("ana", 500)

@@ -37,6 +37,7 @@ REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit", "llm
 LLM_DIRECTIONS = ("prompt", "completion")
 LLM_OUTCOMES = ("ok", "timeout", "unavailable", "rate_limited", "malformed", "refused", "cancelled")
 LLM_RETRY_REASONS = ("timeout", "unavailable", "rate_limited", "malformed")
+BUDGET_SCOPES = ("key", "all")
 CHAT_CHOOSERS = ("matcher", "model", "stand_in")
 CHAT_OUTCOMES = ("named", "sql", "cannot_answer", "refused", "error")
 
@@ -236,6 +237,15 @@ class Metrics:
         self.llm_budget_used = self._gauge(
             "bi_llm_budget_used_tokens", "Tokens used today (UTC) by all replicas, as far as this one knows."
         )
+        self.llm_budget_refusals = self._counter(
+            "bi_llm_budget_refusals_total",
+            "Times the language model was not asked because the tokens of the asker's key, or of all, were spent.",
+            ("scope",),
+        )
+        self.llm_budget_key_used = self._gauge(
+            "bi_llm_budget_key_used_ratio",
+            "Highest share of a key's tokens per day (UTC) that is used, as far as this replica knows; 0 without a limit.",
+        )
         self.chat_answers = self._counter(
             "bi_chat_answers_total",
             "Questions by who chose the answer; stand_in is the matcher for a model that could not be had.",
@@ -247,6 +257,8 @@ class Metrics:
         self.chat_plan_hits = self._counter(
             "bi_chat_plan_hits_total", "Questions answered from a remembered plan, without the language model."
         )
+        for scope in BUDGET_SCOPES:
+            self.llm_budget_refusals.labels(scope)
         for by in CHAT_CHOOSERS:
             for outcome in CHAT_OUTCOMES:
                 self.chat_answers.labels(by, outcome)
