@@ -701,6 +701,34 @@ def quick(starting: Callable[..., Any]) -> Iterator[Chat]:
         yield chat
 
 
+def cut_at_its_bound(words: str | None, arguments: str | None = None) -> script.Reply:
+    """A reply that ends where its tokens do, at its text or in its tool call's arguments."""
+    call = {"id": "call_7", "type": "function", "function": {"name": "run_sql", "arguments": arguments}}
+    document = {"role": "assistant", "content": words, **({"tool_calls": [call]} if arguments is not None else {})}
+    return script.message(document, finish="length")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("cut", [(None, None), ("<think>First of all", None), (None, '{"sql": "select')])
+def test_a_model_that_thinks_until_its_tokens_are_used_up_is_not_asked_again_and_the_log_says_what_to_raise(
+    chat: Chat, model: ScriptedModel, cut: tuple[str | None, str | None], accept: str
+) -> None:
+    before = chat.service.metric("bi_llm_requests_total", outcome="cut_short")
+    lines = chat.service.errors().count("BI_LLM_MAX_COMPLETION_TOKENS")
+    model.play(cut_at_its_bound(*cut), runs_sql("select 22 as never"))
+    answer = chat.post("think about it?", headers={"accept": accept, "cache-control": "no-cache"})
+    assert "model_unavailable" in answer.text and "used up its tokens" in answer.text
+    assert len(model.received) == 1
+    assert chat.service.metric("bi_llm_requests_total", outcome="cut_short") == before + 1
+    assert chat.service.errors().count("BI_LLM_MAX_COMPLETION_TOKENS") == lines + 1
+    assert chat.service.metric("bi_llm_circuit_open") == 0
+
+
+def test_a_tool_call_that_is_whole_is_taken_though_the_reply_was_cut_off(chat: Chat, model: ScriptedModel) -> None:
+    model.play(cut_at_its_bound("Let me see", '{"sql": "select 23 as whole"}'))
+    assert chat.ask("is it whole?")["result"]["rows"] == [[23]]
+
+
 STREAMED_RUBBISH = {
     "an error in the middle": ('{"error": {"message": "overloaded"}}', "does not answer"),
     "broken JSON": ('{"choices": [', "cannot be used"),
@@ -1061,6 +1089,18 @@ def test_the_key_for_the_endpoint_comes_from_a_file(
         assert received.headers["authorization"] == "Bearer sk-of-the-test"
         assert (received.body["model"], received.body["max_completion_tokens"]) == ("scripted", 77)
         assert "sk-of-the-test" not in chat.service.errors()
+        assert received.body["tool_choice"] == "required" and "max_tokens" not in received.body
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_server_that_knows_other_words_for_it_is_asked_in_those(
+    starting: Callable[..., Any], model: ScriptedModel, accept: str
+) -> None:
+    with starting(llm_tool_choice="auto", llm_completion_tokens_field="max_tokens") as chat:
+        model.play(runs_sql("select 24 as old"))
+        assert '"rows":[[24]]' in chat.post("how old are you?", headers={"accept": accept}).text
+        body = model.received[0].body
+        assert (body["tool_choice"], body["max_tokens"]) == ("auto", 1024) and "max_completion_tokens" not in body
 
 
 def test_a_key_s_file_that_cannot_be_read_stops_the_start_with_a_sentence(small: Small, tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ class Malformed(Exception):
     """A reply that cannot be used; the text says why."""
 
 
+class CutShort(Malformed):
+    """A reply that used up its tokens before it called a tool: a model that thinks first may, and would again."""
+
+
 @dataclass(frozen=True)
 class RunQuery:
     """Run a named query, with parameters as a query string would bring them."""
@@ -62,10 +66,23 @@ class Reply:
 
 
 def reply_of(document: object) -> Reply:
-    """The choice in a chat completion. Raises `Malformed`."""
+    """The choice in a chat completion. Raises `Malformed`, `CutShort`."""
     choices = _member(document, "choices", list)
     if not choices:
         raise Malformed("no choices")
+    is_cut = _mapping(choices[0]).get("finish_reason") == "length"
+    try:
+        reply = _reply(choices)
+    except Malformed as error:
+        if is_cut:
+            raise CutShort(str(error)) from error
+        raise
+    if reply.is_refusal and is_cut:
+        raise CutShort("its text was no tool call yet")
+    return reply
+
+
+def _reply(choices: Sequence[object]) -> Reply:
     message = _member(choices[0], "message", dict)
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not calls:
