@@ -158,6 +158,14 @@ def test_what_the_guard_says_is_told_and_is_cut_where_it_is_endless() -> None:
     assert len(prompt.error_text(BadRequest("bad_parameter", "x" * 100_000))) < 2000
 
 
+@pytest.mark.parametrize("error", [duckdb.OutOfMemoryException("planted"), MemoryError("planted")])
+def test_sql_that_needs_too_much_memory_is_said_to(error: Exception) -> None:
+    refused = translate(error, AD_HOC, "select 1")
+    assert isinstance(refused, SqlRefused)
+    text = prompt.error_text(refused)
+    assert "memory" in text and "aggregate" in text and "planted" not in text
+
+
 def test_an_error_that_nobody_vouches_for_is_not_told() -> None:
     assert "planted" not in prompt.error_text(SqlRefused("anything_new", "planted value"))
 

@@ -34,6 +34,7 @@ _WHILE_RUNNING = {
     "Out of Range": "A number is too large for its type; cast to a wider one.",
     "Constraint": "A value in the data breaks what the SQL demands of it.",
 }
+_TOO_LARGE = "The SQL needs more memory than one query may have. Filter or aggregate before joining and sorting."
 _SOME_ERROR = "The SQL failed while it ran."
 _SCALARS = {"type": ["string", "number", "boolean", "null"]}
 
@@ -133,6 +134,8 @@ def error_text(problem: ProblemError) -> str:
 
     What DuckDB says while it runs may quote a value, so of that only its kind is told, in our words.
     """
+    if problem.code == "query_too_large":
+        return _TOO_LARGE
     if isinstance(problem, SqlRefused) and problem.may_quote_data:
         return _WHILE_RUNNING.get(problem.detail.partition(" Error:")[0], _SOME_ERROR)
     where = "" if "position" not in problem.extra else f" (at character {problem.extra['position']})"
