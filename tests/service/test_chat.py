@@ -641,6 +641,70 @@ def test_all_keys_together_have_a_budget_that_replicas_share_while_redis_is_ther
         wait_until(lambda: redis_server.client.get(counted) == b"240")
 
 
+def lines_of(chat: Chat, small: Small, *request_ids: str) -> list[dict[str, Any]]:
+    """The audit log's lines of these requests, once all are there."""
+
+    def lines() -> dict[str, dict[str, Any]]:
+        read = [json.loads(line) for line in (small.root / "audit.jsonl").read_text().splitlines()]
+        return {line["request_id"]: line for line in read if line["request_id"] in request_ids}
+
+    wait_until(lambda: len(lines()) == len(request_ids))
+    return [lines()[request_id] for request_id in request_ids]
+
+
+def test_what_is_used_after_the_first_asker_left_is_on_the_line_of_one_who_waits(
+    chat: Chat, model: ScriptedModel, small: Small
+) -> None:
+    together = threading.Event()
+
+    def reply(handler: Any, received: script.Received) -> None:
+        together.wait(20)
+        runs_sql("select 44 as both")(handler, received)
+
+    model.play(reply)
+    question = "what do both of us want?"
+    headers = {"X-API-Key": chat.keys["analyst"], "x-request-id": "together-first"}
+    first = http.client.HTTPConnection("127.0.0.1", chat.service.port, timeout=30)
+    first.request("POST", CHAT, json.dumps({"question": question}), headers)
+    wait_until(lambda: model.received)
+    progress = chat.service.metric("http_requests_in_progress")
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(chat.ask, question, "other", {"x-request-id": "together-second"})
+        wait_until(lambda: chat.service.metric("http_requests_in_progress") >= progress + 1)
+        first.close()
+        (line,) = lines_of(chat, small, "together-first")
+        together.set()
+        assert second.result(30)["tokens"] == {"prompt": 100, "completion": 20}
+    assert line["tokens"] == {"prompt": 0, "completion": 0} and line["status"] == 499
+    assert len(model.received) == 1
+    (line,) = lines_of(chat, small, "together-second")
+    assert (line["tokens"], line["sql"]) == ({"prompt": 100, "completion": 20}, "select 44 as both")
+
+
+def test_of_a_question_that_fails_all_who_waited_have_on_record_what_was_tried(
+    chat: Chat, model: ScriptedModel, small: Small
+) -> None:
+    together = threading.Event()
+
+    def wrong(handler: Any, received: script.Received) -> None:
+        together.wait(20)
+        runs_sql("select tried from sales")(handler, received)
+
+    model.play(wrong, script.status(401))
+    ids = ["failed-first", "failed-second"]
+    with ThreadPoolExecutor(2) as pool:
+        progress = chat.service.metric("http_requests_in_progress")
+        asked = [pool.submit(chat.post, "what fails for us?", "analyst", {"x-request-id": ids[0]})]
+        wait_until(lambda: model.received)
+        asked.append(pool.submit(chat.post, "what fails for us?", "other", {"x-request-id": ids[1]}))
+        wait_until(lambda: chat.service.metric("http_requests_in_progress") >= progress + 2)
+        together.set()
+        for answer in asked:
+            assert_problem(answer.result(30), 503, "model_unavailable")
+    assert len(model.received) == 2
+    assert [line["sql"] for line in lines_of(chat, small, *ids)] == ["select tried from sales"] * 2
+
+
 # --- A model server in trouble --------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import orjson
 
@@ -32,10 +33,9 @@ from ..errors import (
     RateLimited,
     SqlRefused,
 )
-from ..flights import Flights
+from ..flights import Flight, Flights
 from ..formats import Limits
 from ..metrics import AD_HOC, Metrics
-from ..parameters import canonical_text
 from ..query_service import QueryService, Result
 from ..settings import Settings
 from ..snapshot import SnapshotStore
@@ -91,6 +91,23 @@ class Outcome:
     """The model chose something, and nothing of it could be run."""
 
 
+class _Together:
+    """One question and all who wait for its answer. Its tokens are on the line of who has waited longest."""
+
+    def __init__(self, first: Asked, seconds: float) -> None:
+        self.waiting = [first]
+        self.asked = replace(first, found={})
+        """As the first asked it; `found` is everybody's."""
+        self.asking = Asking(first.who, time.monotonic() + seconds, first.is_streamed, first.tokens)
+
+    def leave(self, asked: Asked) -> None:
+        """`asked` waits no more. What the model uses from now on is on the line of one who still does."""
+        asked.found = self.asked.found
+        self.waiting = [other for other in self.waiting if other is not asked]
+        if self.waiting:
+            self.asking.tokens = self.waiting[0].tokens
+
+
 @dataclass(frozen=True)
 class Answered:
     """An answer's document, and the result in it."""
@@ -120,6 +137,7 @@ class ChatService:
         self._lineage = lineage(self._queries.values())
         self._plans = plans
         self._flights: Flights[Outcome] = Flights()
+        self._together: WeakKeyDictionary[Flight[Outcome], _Together] = WeakKeyDictionary()
 
     async def answer(self, question: Question, asked: Asked) -> Answered:
         """The answer. Raises what `QueryService` raises; `Overloaded`, `RateLimited` when the model cannot be asked."""
@@ -208,32 +226,38 @@ class ChatService:
             else:
                 self._metrics.chat_plan_hits.inc()
                 return outcome
-        outcome = await self._asked_once(model, question, asked, key)
-        asked.found = _found(outcome) or asked.found
-        return outcome
+        return await self._asked_once(model, question, asked, key)
 
     async def _asked_once(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
-        """The same question, asked by many at once, is put to the model once, at the cost of who was first."""
+        """The same question, asked by many at once, is put to the model once, on the budget of who was first."""
         name = f"{key}-fresh" if asked.is_fresh else key
         while True:
-            joined = self._flights.get(name)
-            flight = joined or self._flights.launch(name, self._asked(model, question, asked, key))
+            flight = self._flights.get(name)
+            is_first = flight is None
+            if flight is None:
+                together = _Together(asked, model.question_seconds)
+                flight = self._flights.launch(name, self._asked(model, question, together, key))
+                self._together[flight] = together
+            else:
+                together = self._together[flight]
+                together.waiting.append(asked)
             try:
                 return await self._flights.join(flight)
             except RateLimited:
-                if joined is None:
+                if is_first:
                     raise
                 # Another key's tokens are spent; this one's may not be.
             except asyncio.CancelledError:
                 if not flight.waiters:  # the tokens it has used belong on this request's line
                     await asyncio.wait({flight.task}, timeout=_END_SECONDS)
                 raise
+            finally:
+                together.leave(asked)
 
-    async def _asked(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
+    async def _asked(self, model: LanguageModel, question: Question, together: _Together, key: str) -> Outcome:
+        asked, asking = together.asked, together.asking
         tables = self._service.relations(asked.principal)
         messages = prompt.messages(question, self._queries.values(), tables)
-        ends_at = time.monotonic() + model.question_seconds
-        asking = Asking(asked.who, ends_at, asked.is_streamed, asked.tokens)
         for correction in range(_MOST_CORRECTIONS + 1):
             asked.step("asking_model")
             reply = await model.choose(messages, self._tools, asking)
@@ -308,15 +332,6 @@ def _name(outcome: Outcome) -> str:
     if outcome.result is not None:
         return "sql" if outcome.query is None else "named"
     return "refused" if outcome.is_refused else "cannot_answer"
-
-
-def _found(outcome: Outcome) -> dict[str, Any]:
-    """What ran, for the audit log."""
-    if outcome.result is None:
-        return {}
-    if outcome.query is None:
-        return {"query": AD_HOC, "sql": outcome.sql, "params": outcome.values}
-    return {"query": outcome.query.name, "params": canonical_text(outcome.values or {})}
 
 
 def normalised(text: str) -> str:
