@@ -8,10 +8,9 @@ what a person asks. No row goes to the model, and no message that may quote one;
 from __future__ import annotations
 
 import asyncio
-import time
 import unicodedata
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from .. import __version__
-from ..access import Principal
 from ..catalogue import NamedQuery
 from ..errors import (
     BadRequest,
@@ -40,7 +38,8 @@ from ..query_service import QueryService, Result
 from ..settings import Settings
 from ..snapshot import SnapshotStore
 from . import prompt, wording
-from .budget import Asking, Tokens
+from .asked import Asked, Together
+from .budget import Tokens
 from .matcher import Match, Matcher
 from .memory import PlanMemory
 from .prompt import Question
@@ -56,27 +55,6 @@ _MOST_TURN_CHARACTERS = 500  # of an earlier question, read again for its values
 _END_SECONDS = 1.0
 _CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
 _NO_MODEL = ("model_unavailable", "token_budget_spent")
-STEPS = ("matching", "asking_model", "running_query", "running_sql")
-
-
-@dataclass
-class Asked:
-    """A question's way through the service: who asks and how, and what became known of it, for the audit log."""
-
-    principal: Principal
-    is_streamed: bool = False
-    is_fresh: bool = False
-    """No cached answer and no remembered plan will do."""
-    step: Callable[[str], None] = lambda _: None
-    """Told what is being done, one of `STEPS`."""
-    tokens: Tokens = field(default_factory=Tokens)
-    found: dict[str, Any] = field(default_factory=dict)
-    """`query`, `sql` and `params` as chosen last."""
-
-    @property
-    def who(self) -> str:
-        """Whose tokens are spent: the key's name, else the client's."""
-        return self.principal.name or self.principal.client
 
 
 @dataclass(frozen=True)
@@ -89,23 +67,6 @@ class Outcome:
     result: Result | None = None
     is_refused: bool = False
     """The model chose something, and nothing of it could be run."""
-
-
-class _Together:
-    """One question and all who wait for its answer. Its tokens are on the line of who has waited longest."""
-
-    def __init__(self, first: Asked, seconds: float) -> None:
-        self.waiting = [first]
-        self.asked = replace(first, found={})
-        """As the first asked it; `found` is everybody's."""
-        self.asking = Asking(first.who, time.monotonic() + seconds, first.is_streamed, first.tokens)
-
-    def leave(self, asked: Asked) -> None:
-        """`asked` waits no more. What the model uses from now on is on the line of one who still does."""
-        asked.found = self.asked.found
-        self.waiting = [other for other in self.waiting if other is not asked]
-        if self.waiting:
-            self.asking.tokens = self.waiting[0].tokens
 
 
 @dataclass(frozen=True)
@@ -137,7 +98,7 @@ class ChatService:
         self._lineage = lineage(self._queries.values())
         self._plans = plans
         self._flights: Flights[Outcome] = Flights()
-        self._together: WeakKeyDictionary[Flight[Outcome], _Together] = WeakKeyDictionary()
+        self._together: WeakKeyDictionary[Flight[Outcome], Together] = WeakKeyDictionary()
 
     async def answer(self, question: Question, asked: Asked) -> Answered:
         """The answer. Raises what `QueryService` raises; `Overloaded`, `RateLimited` when the model cannot be asked."""
@@ -235,7 +196,7 @@ class ChatService:
             flight = self._flights.get(name)
             is_first = flight is None
             if flight is None:
-                together = _Together(asked, model.question_seconds)
+                together = Together(asked, model.question_seconds)
                 flight = self._flights.launch(name, self._asked(model, question, together, key))
                 self._together[flight] = together
             else:
@@ -254,7 +215,7 @@ class ChatService:
             finally:
                 together.leave(asked)
 
-    async def _asked(self, model: LanguageModel, question: Question, together: _Together, key: str) -> Outcome:
+    async def _asked(self, model: LanguageModel, question: Question, together: Together, key: str) -> Outcome:
         asked, asking = together.asked, together.asking
         tables = self._service.relations(asked.principal)
         messages = prompt.messages(question, self._queries.values(), tables)
