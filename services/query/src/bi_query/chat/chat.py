@@ -181,7 +181,7 @@ class ChatService:
         if choice is not None:
             try:
                 outcome = await self._run(choice, asked)
-            except _CORRECTABLE:  # nothing that ran before on these data: from elsewhere, or of other rights
+            except _CORRECTABLE:  # only what ran on these data is kept: this was spoilt, or put there by another
                 await self._plans.forget(key)
                 asked.found = {}
             else:
