@@ -486,6 +486,48 @@ def test_replicas_share_what_the_model_chose_and_believe_no_rubbish(
         assert model.left == 0
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"tool": "run_sql", "arguments": {"sql": "select * from read_csv('/etc/passwd')"}},
+        {"tool": "run_sql", "arguments": {"sql": "select gone from sales"}},
+        {"tool": "run_query", "arguments": {"name": "gone", "parameters": {}}},
+        {"tool": "run_query", "arguments": {"name": "shops", "parameters": {"limit": 100000}}},
+        {"tool": "run_query", "arguments": {"name": "payslips", "parameters": {}}},
+    ],
+)
+def test_a_remembered_plan_that_does_not_run_is_forgotten_and_the_model_is_asked(
+    starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer, plan: Any
+) -> None:
+    redis_server.client.flushall()
+    question = "what was planned here?"
+    with starting(redis_url=redis_server.url) as chat:
+        model.play(runs_sql("select 18 as eighteen"), runs_sql("select 19 as nineteen"))
+        chat.ask(question, "north")
+        (name,) = redis_server.client.keys("bi:plan:*")
+    redis_server.client.set(name, json.dumps(plan))
+    with starting(redis_url=redis_server.url) as other:
+        assert other.ask(question, "north")["result"]["rows"] == [[19]]
+        assert other.service.metric("bi_chat_plan_hits_total") == 0
+        assert other.ask(question, "north")["tokens"]["prompt"] == 0
+        assert b"nineteen" in redis_server.client.get(name)
+
+
+def test_a_plan_that_does_not_run_is_not_kept_though_the_model_has_none_either(
+    starting: Callable[..., Any], model: ScriptedModel, redis_server: RedisServer
+) -> None:
+    redis_server.client.flushall()
+    with starting(redis_url=redis_server.url) as chat:
+        model.play(runs_sql("select 20 as twenty"))
+        chat.ask("what was planned there?")
+        (name,) = redis_server.client.keys("bi:plan:*")
+    redis_server.client.set(name, json.dumps({"tool": "run_sql", "arguments": {"sql": "drop table sales"}}))
+    with starting(redis_url=redis_server.url) as other:
+        model.play(script.status(401))
+        assert_problem(other.post("what was planned there?"), 503, "model_unavailable")
+        assert redis_server.client.keys("bi:plan:*") == []
+
+
 def test_the_same_question_by_many_at_once_is_put_to_the_model_once(chat: Chat, model: ScriptedModel) -> None:
     together = threading.Event()
 
@@ -546,6 +588,8 @@ def test_a_key_that_has_spent_its_day_is_told_when_to_come_back_and_others_are_n
         assert chat.ask("Shops")["query"] == "shops"  # nor does the matcher
         assert chat.ask("question 2", "other")["result"]["rows"] == [[2]]
         assert chat.events("question 3")[-1][1]["code"] == "token_budget_spent"
+        assert chat.service.metric("bi_llm_budget_refusals_total", scope="key") == 2
+        assert chat.service.metric("bi_llm_budget_key_used_ratio") == 240 / 150
 
 
 def test_a_key_that_waits_for_another_key_s_question_does_not_share_the_end_of_its_budget(
@@ -595,6 +639,70 @@ def test_all_keys_together_have_a_budget_that_replicas_share_while_redis_is_ther
         assert_problem(three.post("question 2"), 429, "token_budget_spent")
         redis_server.start()
         wait_until(lambda: redis_server.client.get(counted) == b"240")
+
+
+def lines_of(chat: Chat, small: Small, *request_ids: str) -> list[dict[str, Any]]:
+    """The audit log's lines of these requests, once all are there."""
+
+    def lines() -> dict[str, dict[str, Any]]:
+        read = [json.loads(line) for line in (small.root / "audit.jsonl").read_text().splitlines()]
+        return {line["request_id"]: line for line in read if line["request_id"] in request_ids}
+
+    wait_until(lambda: len(lines()) == len(request_ids))
+    return [lines()[request_id] for request_id in request_ids]
+
+
+def test_what_is_used_after_the_first_asker_left_is_on_the_line_of_one_who_waits(
+    chat: Chat, model: ScriptedModel, small: Small
+) -> None:
+    together = threading.Event()
+
+    def reply(handler: Any, received: script.Received) -> None:
+        together.wait(20)
+        runs_sql("select 44 as both")(handler, received)
+
+    model.play(reply)
+    question = "what do both of us want?"
+    headers = {"X-API-Key": chat.keys["analyst"], "x-request-id": "together-first"}
+    first = http.client.HTTPConnection("127.0.0.1", chat.service.port, timeout=30)
+    first.request("POST", CHAT, json.dumps({"question": question}), headers)
+    wait_until(lambda: model.received)
+    progress = chat.service.metric("http_requests_in_progress")
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(chat.ask, question, "other", {"x-request-id": "together-second"})
+        wait_until(lambda: chat.service.metric("http_requests_in_progress") >= progress + 1)
+        first.close()
+        (line,) = lines_of(chat, small, "together-first")
+        together.set()
+        assert second.result(30)["tokens"] == {"prompt": 100, "completion": 20}
+    assert line["tokens"] == {"prompt": 0, "completion": 0} and line["status"] == 499
+    assert len(model.received) == 1
+    (line,) = lines_of(chat, small, "together-second")
+    assert (line["tokens"], line["sql"]) == ({"prompt": 100, "completion": 20}, "select 44 as both")
+
+
+def test_of_a_question_that_fails_all_who_waited_have_on_record_what_was_tried(
+    chat: Chat, model: ScriptedModel, small: Small
+) -> None:
+    together = threading.Event()
+
+    def wrong(handler: Any, received: script.Received) -> None:
+        together.wait(20)
+        runs_sql("select tried from sales")(handler, received)
+
+    model.play(wrong, script.status(401))
+    ids = ["failed-first", "failed-second"]
+    with ThreadPoolExecutor(2) as pool:
+        progress = chat.service.metric("http_requests_in_progress")
+        asked = [pool.submit(chat.post, "what fails for us?", "analyst", {"x-request-id": ids[0]})]
+        wait_until(lambda: model.received)
+        asked.append(pool.submit(chat.post, "what fails for us?", "other", {"x-request-id": ids[1]}))
+        wait_until(lambda: chat.service.metric("http_requests_in_progress") >= progress + 2)
+        together.set()
+        for answer in asked:
+            assert_problem(answer.result(30), 503, "model_unavailable")
+    assert len(model.received) == 2
+    assert [line["sql"] for line in lines_of(chat, small, *ids)] == ["select tried from sales"] * 2
 
 
 # --- A model server in trouble --------------------------------------------------------------------------------------
@@ -655,6 +763,34 @@ def quick(starting: Callable[..., Any]) -> Iterator[Chat]:
     """A service that tries once."""
     with starting(llm_max_retries=0) as chat:
         yield chat
+
+
+def cut_at_its_bound(words: str | None, arguments: str | None = None) -> script.Reply:
+    """A reply that ends where its tokens do, at its text or in its tool call's arguments."""
+    call = {"id": "call_7", "type": "function", "function": {"name": "run_sql", "arguments": arguments}}
+    document = {"role": "assistant", "content": words, **({"tool_calls": [call]} if arguments is not None else {})}
+    return script.message(document, finish="length")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("cut", [(None, None), ("<think>First of all", None), (None, '{"sql": "select')])
+def test_a_model_that_thinks_until_its_tokens_are_used_up_is_not_asked_again_and_the_log_says_what_to_raise(
+    chat: Chat, model: ScriptedModel, cut: tuple[str | None, str | None], accept: str
+) -> None:
+    before = chat.service.metric("bi_llm_requests_total", outcome="cut_short")
+    lines = chat.service.errors().count("BI_LLM_MAX_COMPLETION_TOKENS")
+    model.play(cut_at_its_bound(*cut), runs_sql("select 22 as never"))
+    answer = chat.post("think about it?", headers={"accept": accept, "cache-control": "no-cache"})
+    assert "model_unavailable" in answer.text and "used up its tokens" in answer.text
+    assert len(model.received) == 1
+    assert chat.service.metric("bi_llm_requests_total", outcome="cut_short") == before + 1
+    assert chat.service.errors().count("BI_LLM_MAX_COMPLETION_TOKENS") == lines + 1
+    assert chat.service.metric("bi_llm_circuit_open") == 0
+
+
+def test_a_tool_call_that_is_whole_is_taken_though_the_reply_was_cut_off(chat: Chat, model: ScriptedModel) -> None:
+    model.play(cut_at_its_bound("Let me see", '{"sql": "select 23 as whole"}'))
+    assert chat.ask("is it whole?")["result"]["rows"] == [[23]]
 
 
 STREAMED_RUBBISH = {
@@ -746,6 +882,59 @@ def test_a_dead_server_is_left_alone_after_a_few_failures_and_asked_again_when_i
         assert chat.service.metric("bi_llm_circuit_open") == 0
 
 
+def answered_without(chat: Chat, question: str, key: str = "analyst") -> Any:
+    """An answer by the matcher for a model that could not be had, and that was counted as such."""
+    before = chat.service.metric("bi_chat_answers_total", by="stand_in", outcome="named")
+    answer = chat.ask(question, key)
+    assert chat.service.metric("bi_chat_answers_total", by="stand_in", outcome="named") == before + 1
+    return answer
+
+
+def test_a_match_that_would_do_without_a_model_does_while_the_model_cannot_be_had(
+    starting: Callable[..., Any], plain: Chat, model: ScriptedModel
+) -> None:
+    with starting(llm_max_retries=0, chat_sure_confidence=1) as chat:
+        model.play(script.status(500), script.status(500), script.status(500), script.status(500))
+        for _ in range(5):  # by the last ones the circuit is open
+            answer = answered_without(chat, "Shops")
+            assert answer == plain.ask("Shops")
+            assert 0.5 <= answer["confidence"] < 1
+        assert chat.service.metric("bi_llm_circuit_open") == 1 and len(model.received) < 5
+        problem = chat.post("Who won the football match yesterday?")
+        assert_problem(problem, 503, "model_unavailable")
+        assert chat.events("Shops")[-1][0] == "answer"
+
+
+def test_below_the_least_confidence_of_all_nothing_stands_in_for_the_model(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_max_retries=0, chat_sure_confidence=1, chat_min_confidence=1) as chat:
+        model.play(script.status(500))
+        assert_problem(chat.post("Shops"), 503, "model_unavailable")
+        assert chat.service.metric("bi_chat_answers_total", by="stand_in") == 0
+        assert chat.service.metric("bi_chat_answers_total", by="model", outcome="error") == 1
+
+
+def test_what_the_asker_s_policy_refuses_does_not_stand_in_for_the_model(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_max_retries=0, chat_sure_confidence=1) as chat:
+        model.play(script.status(500), script.status(500))
+        assert answered_without(chat, "Payslips")["query"] == "payslips"
+        assert_problem(chat.post("Payslips", "north"), 503, "model_unavailable")
+
+
+def test_nor_does_a_spent_budget_keep_from_anyone_what_would_do_without_a_model(
+    starting: Callable[..., Any], model: ScriptedModel
+) -> None:
+    with starting(llm_tokens_per_key_per_day=100, chat_sure_confidence=1) as chat:
+        model.play(runs_sql("select 21 as twenty_one"))
+        chat.ask("what costs all I have?")
+        assert answered_without(chat, "Shops")["query"] == "shops"
+        assert_problem(chat.post("what else is there?"), 429, "token_budget_spent")
+        assert len(model.received) == 1
+
+
 def test_an_endpoint_in_trouble_is_not_asked_three_times_as_often(
     starting: Callable[..., Any], model: ScriptedModel
 ) -> None:
@@ -779,6 +968,40 @@ def test_a_client_that_goes_away_ends_the_model_s_work(chat: Chat, model: Script
     wait_until(lines)
     assert lines()[0]["status"] == 499
     assert lines()[0]["tokens"]["estimated"] is True and lines()[0]["tokens"]["prompt"] > 100
+    assert lines()[0]["tokens"]["completion"] == 1024  # all that the model was let use
+
+
+def test_what_a_model_had_said_when_its_asker_left_is_counted(chat: Chat, model: ScriptedModel) -> None:
+    def completion() -> float:
+        return chat.service.metric("llm_tokens_total", direction="completion")
+
+    said, left = threading.Event(), threading.Event()
+    model.play(script.trickle(60, said, left))
+    before, cancelled = completion(), chat.service.metric("bi_llm_requests_total", outcome="cancelled")
+    headers = {"X-API-Key": chat.keys["analyst"], "accept": "text/event-stream"}
+    with chat.service.client.stream("POST", CHAT, json={"question": "talk to me?"}, headers=headers) as answer:
+        events = answer.iter_lines()
+        assert next(events)
+        assert said.wait(20)
+        assert completion() == before  # what is asked now is answered after the pieces were read
+    assert left.wait(20)
+    wait_until(lambda: chat.service.metric("bi_llm_requests_total", outcome="cancelled") == cancelled + 1)
+    assert 60 <= completion() - before < 200
+
+
+@pytest.mark.parametrize(("accept", "completion"), [("application/json", 1024), ("text/event-stream", 60)])
+def test_a_reply_that_does_not_end_in_time_is_on_the_asker_s_budget(
+    starting: Callable[..., Any], model: ScriptedModel, accept: str, completion: int
+) -> None:
+    with starting(llm_timeout_seconds=1, llm_max_retries=0, llm_tokens_per_key_per_day=1000) as chat:
+        model.play(script.silence() if completion == 1024 else script.trickle(60))
+        asked = chat.post("are you done?", headers={"accept": accept, "x-request-id": "unfinished"})
+        assert "model_unavailable" in asked.text
+        wait_until(lambda: [line for line in chat.service.log_lines() if line["request_id"] == "unfinished"])
+        (line,) = [line for line in chat.service.log_lines() if line["request_id"] == "unfinished"]
+        assert completion <= line["tokens"]["completion"] < completion * 3 and line["tokens"]["estimated"] is True
+        tokens = line["tokens"]["prompt"] + line["tokens"]["completion"]
+        assert chat.service.metric("bi_llm_budget_used_tokens") == tokens
 
 
 def test_a_replica_that_stops_refuses_those_who_wait_for_the_model(
@@ -930,6 +1153,18 @@ def test_the_key_for_the_endpoint_comes_from_a_file(
         assert received.headers["authorization"] == "Bearer sk-of-the-test"
         assert (received.body["model"], received.body["max_completion_tokens"]) == ("scripted", 77)
         assert "sk-of-the-test" not in chat.service.errors()
+        assert received.body["tool_choice"] == "required" and "max_tokens" not in received.body
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_server_that_knows_other_words_for_it_is_asked_in_those(
+    starting: Callable[..., Any], model: ScriptedModel, accept: str
+) -> None:
+    with starting(llm_tool_choice="auto", llm_completion_tokens_field="max_tokens") as chat:
+        model.play(runs_sql("select 24 as old"))
+        assert '"rows":[[24]]' in chat.post("how old are you?", headers={"accept": accept}).text
+        body = model.received[0].body
+        assert (body["tool_choice"], body["max_tokens"]) == ("auto", 1024) and "max_completion_tokens" not in body
 
 
 def test_a_key_s_file_that_cannot_be_read_stops_the_start_with_a_sentence(small: Small, tmp_path: Path) -> None:

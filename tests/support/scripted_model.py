@@ -115,6 +115,23 @@ def cut() -> Reply:
     return reply
 
 
+def trickle(words: int, said: threading.Event | None = None, left: threading.Event | None = None) -> Reply:
+    """A stream that begins with so many pieces of a word each, sets `said`, and then says nothing, as `silence`."""
+
+    def reply(handler: BaseHTTPRequestHandler, received: Received) -> None:
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream")
+        handler.end_headers()
+        for _ in range(words):
+            piece = {"choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}
+            handler.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
+        if said is not None:
+            said.set()
+        silence(left)(handler, received)
+
+    return reply
+
+
 def silence(left: threading.Event | None = None) -> Reply:
     """Says nothing until the other side hangs up, and then sets `left`."""
 

@@ -14,7 +14,7 @@ import pytest
 from bi_query.catalogue import Catalogue, load_catalogue
 from bi_query.chat import prompt
 from bi_query.chat.budget import DAY_SECONDS, Asking, TokenBudget, Tokens
-from bi_query.chat.chat import normalised
+from bi_query.chat.chat import lineage, normalised
 from bi_query.chat.matcher import Matcher
 from bi_query.chat.model import LanguageModel
 from bi_query.chat.prompt import Question, Turn
@@ -28,6 +28,7 @@ from bi_query.chat.reply import (
     choice_from,
     choice_text,
     reply_of,
+    tokens_in,
     tokens_of,
 )
 from bi_query.engine_errors import translate
@@ -157,6 +158,14 @@ def test_what_the_guard_says_is_told_and_is_cut_where_it_is_endless() -> None:
     assert len(prompt.error_text(BadRequest("bad_parameter", "x" * 100_000))) < 2000
 
 
+@pytest.mark.parametrize("error", [duckdb.OutOfMemoryException("planted"), MemoryError("planted")])
+def test_sql_that_needs_too_much_memory_is_said_to(error: Exception) -> None:
+    refused = translate(error, AD_HOC, "select 1")
+    assert isinstance(refused, SqlRefused)
+    text = prompt.error_text(refused)
+    assert "memory" in text and "aggregate" in text and "planted" not in text
+
+
 def test_an_error_that_nobody_vouches_for_is_not_told() -> None:
     assert "planted" not in prompt.error_text(SqlRefused("anything_new", "planted value"))
 
@@ -243,6 +252,16 @@ def test_a_stream_of_several_calls_and_a_late_usage_is_put_together() -> None:
         assembled([{"choices": [7]}])
 
 
+def test_an_unfinished_stream_has_a_token_in_each_piece_or_more() -> None:
+    def said(text: str) -> dict[str, Any]:
+        return {"id": "chatcmpl-" + "x" * 200, "choices": [{"delta": {"content": text}, "finish_reason": None}]}
+
+    assert tokens_in([said("a")] * 500) == 500
+    assert 1000 <= tokens_in([said("word" * 1000)]) < 1100
+    assert tokens_in([{"choices": [{"delta": {"reasoning_content": "hm"}}]}] * 7) >= 7
+    assert tokens_in([{"choices": {}}, {"choices": [7]}, {}]) == 3
+
+
 @pytest.mark.parametrize("choice", [RunSql("select 'é'"), RunQuery("q", (("a", "1"), ("b", "x"))), CannotAnswer()])
 def test_a_choice_is_read_again_as_it_was_written(choice: Choice) -> None:
     assert choice_from(choice_text(choice)) == choice
@@ -254,6 +273,19 @@ def test_a_choice_is_read_again_as_it_was_written(choice: Choice) -> None:
 def test_what_redis_holds_is_not_believed_unread(text: str) -> None:
     with pytest.raises(Malformed):
         choice_from(text)
+
+
+@pytest.mark.parametrize(("module", "name"), [("chat", "__version__"), ("prompt", "RULES"), ("prompt", "RUN_SQL")])
+def test_what_a_model_chose_is_not_remembered_past_a_release_or_other_words_to_it(
+    small: Small, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    small.write_catalogue()
+    queries = load_catalogue(small.catalogue).queries
+    before = lineage(queries.values())
+    assert lineage(load_catalogue(small.catalogue).queries.values()) == before
+    assert lineage(list(queries.values())[1:]) != before
+    monkeypatch.setattr(f"bi_query.chat.{module}.{name}", "another")
+    assert lineage(queries.values()) != before
 
 
 def test_questions_that_differ_in_nothing_that_matters_are_one() -> None:
@@ -295,6 +327,33 @@ def test_a_day_s_tokens_are_back_at_midnight_and_until_then_the_refusal_says_how
     clock.now += DAY_SECONDS
     assert spent(counted, "ana") == ""
     assert metrics.registry.get_sample_value("bi_llm_budget_used_tokens") == 0
+
+
+def test_what_a_budget_refuses_is_counted_by_whose_it_is_and_the_key_nearest_its_end_is_shown() -> None:
+    clock = Clock()
+    counted, metrics = budget(clock, llm_tokens_per_key_per_day=100, llm_tokens_per_day=200)
+
+    def shown() -> list[float | None]:
+        sample = metrics.registry.get_sample_value
+        refused = [sample("bi_llm_budget_refusals_total", {"scope": scope}) for scope in ("key", "all")]
+        return [*refused, sample("bi_llm_budget_key_used_ratio")]
+
+    assert shown() == [0, 0, 0]
+    counted.add("ana", 20)
+    counted.add("bo", 60)
+    assert (spent(counted, "bo"), shown()) == ("", [0, 0, 0.6])
+    counted.add("bo", 60)
+    assert spent(counted, "bo") and shown() == [1, 0, 1.2]
+    counted.add("ana", 60)
+    assert spent(counted, "ana") and spent(counted, "ana") and shown() == [1, 2, 1.2]
+    clock.now += DAY_SECONDS
+    assert shown() == [1, 2, 0]
+
+
+def test_without_a_budget_of_a_key_s_own_no_share_of_it_is_shown() -> None:
+    counted, metrics = budget(Clock(), llm_tokens_per_day=200)
+    counted.add("ana", 150)
+    assert metrics.registry.get_sample_value("bi_llm_budget_key_used_ratio") == 0
 
 
 def test_an_estimate_that_was_too_high_is_given_back() -> None:

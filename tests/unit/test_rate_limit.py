@@ -38,11 +38,13 @@ def limiter(**settings: Any) -> ClientLimiter:
     return ClientLimiter(load_settings(**settings), Metrics())
 
 
-def allowed(made: ClientLimiter, client: str, route: str = ROUTE, most: int = 1000) -> int:
+def allowed(
+    made: ClientLimiter, client: str, route: str = ROUTE, most: int = 1000, own_limit: str | None = None
+) -> int:
     """How many requests go through before the first refusal."""
     for count in range(most):
         try:
-            made.spend(route, client)
+            made.spend(route, client, own_limit)
         except RateLimited:
             return count
     return most
@@ -103,6 +105,27 @@ def test_clients_and_routes_have_buckets_of_their_own(clock: Clock) -> None:
 def test_a_route_can_have_its_own_limit(clock: Clock) -> None:
     made = limiter(rate_limit="5/minute", rate_limit_routes={"/api/v1/query": "2/minute"})
     assert (allowed(made, "a", "/api/v1/query"), allowed(made, "a")) == (2, 5)
+
+
+def test_a_client_s_own_limit_stands_in_for_that_of_all_routes_and_not_for_a_route_s_own(clock: Clock) -> None:
+    made = limiter(rate_limit="2/minute", rate_limit_routes={"/api/v1/query": "3/minute"})
+    assert allowed(made, "a", own_limit="5/minute") == 5
+    assert allowed(made, "a", "/api/v1/query", own_limit="5/minute") == 3
+    assert allowed(made, "b", "/api/v1/query", own_limit="1/minute") == 1
+
+
+@pytest.mark.parametrize(
+    ("own_limit", "told", "allowed_next"),
+    [("9/hour", [(3, 2), (3, 1), (3, 0)], 3), ("4/hour", [(3, 2), (3, 1), (3, 0)], 1), ("3/minute", [(3, 2)], 2)],
+)
+def test_of_a_client_s_own_limit_and_a_route_s_the_one_nearest_its_end_is_told(
+    clock: Clock, own_limit: str, told: list[tuple[int, int]], allowed_next: int
+) -> None:
+    made = limiter(rate_limit_routes={ROUTE: "3/minute"})
+    quotas = [made.spend(ROUTE, "a", own_limit) for _ in told]
+    assert [(quota.limit, quota.remaining) for quota in quotas] == told
+    clock.now += 60 if len(told) == 3 else 0
+    assert allowed(made, "a", own_limit=own_limit) == allowed_next
 
 
 def test_of_several_limits_the_tightest_holds_and_is_shown(clock: Clock) -> None:

@@ -32,6 +32,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
         ("BI_LLM_BASE_URL", "llm:8080", "is not an address"),
         ("BI_LLM_BASE_URL", "http://user:secret@llm/v1", "is not an address"),
         ("BI_LLM_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("BI_LLM_TOOL_CHOICE", "none", "'required' or 'auto'"),
+        ("BI_LLM_COMPLETION_TOKENS_FIELD", "tokens", "'max_completion_tokens' or 'max_tokens'"),
         ("BI_LLM_TOKENS_PER_DAY", "-1", "greater than or equal to 0"),
     ],
 )

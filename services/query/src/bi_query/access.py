@@ -42,7 +42,7 @@ class Principal:
     rows: RowPolicy | None = None
     """The rows it may see; None: all of them."""
     rate_limit: str | None = None
-    """A limit of its own, as `count/period`; None: the service's."""
+    """A limit of its own, as `count/period`, beside those of single routes; None: the service's."""
     refusal: str = ""
     """Why a key that is known cannot be used."""
 

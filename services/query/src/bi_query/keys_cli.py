@@ -22,7 +22,11 @@ def add_to(commands: Any) -> None:
     adding = actions.add_parser("add", help="make a key; it is shown this once")
     adding.add_argument("name", help="whose it is: a person or a program")
     adding.add_argument("--role", type=Role, choices=list(Role), default=Role.READER, help="default: reader")
-    adding.add_argument("--rate-limit", metavar="COUNT/PERIOD", help="instead of BI_RATE_LIMIT, as 600/minute")
+    adding.add_argument(
+        "--rate-limit",
+        metavar="COUNT/PERIOD",
+        help="instead of BI_RATE_LIMIT (not of BI_RATE_LIMIT_ROUTES), as 600/minute",
+    )
     adding.add_argument("--expires-days", type=float, metavar="DAYS", help="default: never")
     adding.add_argument("--policy", help="a row policy of the catalogue's policies.yaml")
     adding.add_argument("--attribute", action="append", default=[], metavar="NAME=VALUE", help="a value for the policy")

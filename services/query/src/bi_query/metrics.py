@@ -35,8 +35,10 @@ REJECTION_REASONS = ("queue_full", "queue_timeout", "out_of_memory", "shutdown")
 AUTH_FAILURES = ("unauthorized", "bad_key", "role_too_low", "policy_unusable")
 REDIS_OPERATIONS = ("get", "set", "delete", "lock", "listen", "rate_limit", "llm_budget")
 LLM_DIRECTIONS = ("prompt", "completion")
-LLM_OUTCOMES = ("ok", "timeout", "unavailable", "rate_limited", "malformed", "refused", "cancelled")
+LLM_OUTCOMES = ("ok", "timeout", "unavailable", "rate_limited", "malformed", "cut_short", "refused", "cancelled")
 LLM_RETRY_REASONS = ("timeout", "unavailable", "rate_limited", "malformed")
+BUDGET_SCOPES = ("key", "all")
+CHAT_CHOOSERS = ("matcher", "model", "stand_in")
 CHAT_OUTCOMES = ("named", "sql", "cannot_answer", "refused", "error")
 
 
@@ -235,8 +237,19 @@ class Metrics:
         self.llm_budget_used = self._gauge(
             "bi_llm_budget_used_tokens", "Tokens used today (UTC) by all replicas, as far as this one knows."
         )
+        self.llm_budget_refusals = self._counter(
+            "bi_llm_budget_refusals_total",
+            "Times the language model was not asked because the tokens of the asker's key, or of all, were spent.",
+            ("scope",),
+        )
+        self.llm_budget_key_used = self._gauge(
+            "bi_llm_budget_key_used_ratio",
+            "Highest share of a key's tokens per day (UTC) that is used, as far as this replica knows; 0 without a limit.",
+        )
         self.chat_answers = self._counter(
-            "bi_chat_answers_total", "Questions by who chose the answer.", ("by", "outcome")
+            "bi_chat_answers_total",
+            "Questions by who chose the answer; stand_in is the matcher for a model that could not be had.",
+            ("by", "outcome"),
         )
         self.chat_sql_retries = self._counter(
             "bi_chat_sql_retries_total", "Times the language model was shown an error and asked again."
@@ -244,7 +257,9 @@ class Metrics:
         self.chat_plan_hits = self._counter(
             "bi_chat_plan_hits_total", "Questions answered from a remembered plan, without the language model."
         )
-        for by in ("matcher", "model"):
+        for scope in BUDGET_SCOPES:
+            self.llm_budget_refusals.labels(scope)
+        for by in CHAT_CHOOSERS:
             for outcome in CHAT_OUTCOMES:
                 self.chat_answers.labels(by, outcome)
 

@@ -53,9 +53,8 @@ class _Bucket(NamedTuple):
 @lru_cache(maxsize=65_536)
 def _buckets(limits: str, route: str, client: str) -> tuple[_Bucket, ...]:
     """By the limits' text: hashing a limit itself, at each request, would take longer than counting the hit."""
-    return tuple(
-        [_Bucket(item.key_for(route, client), item, item.amount, item.get_expiry()) for item in _items(limits)]
-    )
+    found = [_Bucket(item.key_for(route, client), item, item.amount, item.get_expiry()) for item in _items(limits)]
+    return tuple({bucket.key: bucket for bucket in found}.values())  # a limit that is named twice is counted once
 
 
 @lru_cache(maxsize=1024)
@@ -184,11 +183,15 @@ class ClientLimiter(Limiter):
     def spend(self, route: str, client: str, own_limit: str | None = None) -> Quota:
         """Take one request off `client`'s quota on `route` (a template). Raises `RateLimited` when there is none left.
 
-        `own_limit` (`count/period`) stands in for the service's limits.
+        `own_limit` (`count/period`) stands in for the limit of all routes; where the route has a limit by name, both hold.
         """
         tightest: Quota | None = None
         windows = self.windows
-        limits = own_limit or self._settings.rate_limit_routes.get(route) or self._settings.rate_limit
+        limits = self._settings.rate_limit_routes.get(route)
+        if limits is None:
+            limits = own_limit or self._settings.rate_limit
+        elif own_limit is not None:
+            limits = f"{own_limit};{limits}"
         for key, item, amount, seconds in _buckets(limits, route, client):
             # What the limiter's fixed-window strategy does in hit(), with the key made once.
             count = windows.incr(key, seconds)

@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     llm_timeout_seconds: float = Field(30.0, gt=0, le=600)
     llm_max_retries: int = Field(2, ge=0, le=10)
     llm_max_completion_tokens: int = Field(1024, ge=16, le=1_000_000)
+    llm_completion_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    llm_tool_choice: Literal["required", "auto"] = "required"
     llm_tokens_per_day: int = Field(0, ge=0)
     llm_tokens_per_key_per_day: int = Field(0, ge=0)
     chat_min_confidence: float = Field(0.5, ge=0, le=1)

@@ -89,19 +89,23 @@ class TokenBudget:
         self, settings: Settings, metrics: Metrics, link: Link | None, clock: Callable[[], float] = time.time
     ) -> None:
         self._of_all, self._of_key = settings.llm_tokens_per_day, settings.llm_tokens_per_key_per_day
+        self._refusals = metrics.llm_budget_refusals
         self._link = link
         self._clock = clock
         self._day = 0
         self._counts: OrderedDict[str, _Count] = OrderedDict()
         metrics.llm_budget.set(self._of_all)
         metrics.llm_budget_used.set_function(lambda: self._count(_ALL).total)
+        metrics.llm_budget_key_used.set_function(self._key_used_ratio)
 
     async def check(self, who: str) -> None:
         """Raises `RateLimited` (`token_budget_spent`) when `who`, or all together, have used up the day's tokens."""
         if self._of_all or self._of_key:
             await self._exchange([_ALL, who])
-        for limit, name, whose in ((self._of_all, _ALL, "of all keys together"), (self._of_key, who, "of this key")):
+        of_all, of_key = (self._of_all, _ALL, "all", "of all keys together"), (self._of_key, who, "key", "of this key")
+        for limit, name, scope, whose in (of_all, of_key):
             if limit and self._count(name).total >= limit:
+                self._refusals.labels(scope).inc()
                 seconds = DAY_SECONDS - self._clock() % DAY_SECONDS
                 detail = f"the day's {limit} tokens {whose} are spent; there are new ones at midnight (UTC)"
                 raise RateLimited("token_budget_spent", detail, retry_after_seconds=seconds)
@@ -130,6 +134,11 @@ class TokenBudget:
                 self._counts.popitem(last=False)
             count = self._counts[name] = _Count()
         return count
+
+    def _key_used_ratio(self) -> float:
+        self._count(_ALL)  # of today
+        most = max((count.total for name, count in self._counts.items() if name != _ALL), default=0)
+        return most / self._of_key if self._of_key else 0.0
 
     async def share(self) -> None:
         """Exchange counts with the other replicas, for ever. Redis away: local counts go on."""

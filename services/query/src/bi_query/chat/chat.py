@@ -1,4 +1,5 @@
-"""The order of resort: a named query that fits; else what a model chooses, SQL included; else a plain "cannot answer".
+"""The order of resort: a named query that surely fits; else what a model chooses, SQL included; where the model cannot be
+had, a named query that fits well enough; else a plain "cannot answer".
 
 The model chooses, the service runs: with the asker's key, under the same guard, row policies, limits, cache and audit log as
 what a person asks. No row goes to the model, and no message that may quote one; the sentence of an answer is `wording`'s.
@@ -7,37 +8,38 @@ what a person asks. No row goes to the model, and no message that may quote one;
 from __future__ import annotations
 
 import asyncio
-import time
 import unicodedata
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import orjson
 
-from ..access import Principal
+from .. import __version__
 from ..catalogue import NamedQuery
 from ..errors import (
     BadRequest,
     Forbidden,
     NotFound,
+    Overloaded,
     ProblemError,
     QueryCancelled,
     QueryTimeout,
     RateLimited,
     SqlRefused,
 )
-from ..flights import Flights
+from ..flights import Flight, Flights
 from ..formats import Limits
 from ..metrics import AD_HOC, Metrics
-from ..parameters import canonical_text
 from ..query_service import QueryService, Result
 from ..settings import Settings
 from ..snapshot import SnapshotStore
 from . import prompt, wording
-from .budget import Asking, Tokens
+from .asked import Asked, Together
+from .budget import Tokens
 from .matcher import Match, Matcher
 from .memory import PlanMemory
 from .prompt import Question
@@ -52,27 +54,7 @@ _NEAREST = 3
 _MOST_TURN_CHARACTERS = 500  # of an earlier question, read again for its values
 _END_SECONDS = 1.0
 _CORRECTABLE = (SqlRefused, BadRequest, NotFound, Forbidden)
-STEPS = ("matching", "asking_model", "running_query", "running_sql")
-
-
-@dataclass
-class Asked:
-    """A question's way through the service: who asks and how, and what became known of it, for the audit log."""
-
-    principal: Principal
-    is_streamed: bool = False
-    is_fresh: bool = False
-    """No cached answer and no remembered plan will do."""
-    step: Callable[[str], None] = lambda _: None
-    """Told what is being done, one of `STEPS`."""
-    tokens: Tokens = field(default_factory=Tokens)
-    found: dict[str, Any] = field(default_factory=dict)
-    """`query`, `sql` and `params` as chosen last."""
-
-    @property
-    def who(self) -> str:
-        """Whose tokens are spent: the key's name, else the client's."""
-        return self.principal.name or self.principal.client
+_NO_MODEL = ("model_unavailable", "token_budget_spent")
 
 
 @dataclass(frozen=True)
@@ -110,11 +92,13 @@ class ChatService:
         self._service, self._store, self._metrics, self._model = service, store, metrics, model
         self._queries = service.catalogue.queries
         self._matcher = Matcher(service.catalogue)
-        self._least = settings.chat_sure_confidence if model else settings.chat_min_confidence
-        self._catalogue_digest = _digest(*[f"{name} {query.digest}" for name, query in self._queries.items()])
+        self._least_of_all = settings.chat_min_confidence
+        self._least = settings.chat_sure_confidence if model else self._least_of_all
         self._tools = prompt.tools(self._queries.values())
+        self._lineage = lineage(self._queries.values())
         self._plans = plans
         self._flights: Flights[Outcome] = Flights()
+        self._together: WeakKeyDictionary[Flight[Outcome], Together] = WeakKeyDictionary()
 
     async def answer(self, question: Question, asked: Asked) -> Answered:
         """The answer. Raises what `QueryService` raises; `Overloaded`, `RateLimited` when the model cannot be asked."""
@@ -130,7 +114,11 @@ class ChatService:
                     best, matches = None, matches[1:]
             if outcome is None and self._model is not None:
                 by = "model"
-                outcome = await self._by_model(self._model, question, asked)
+                try:
+                    outcome = await self._by_model(self._model, question, asked)
+                except (Overloaded, RateLimited) as problem:
+                    outcome = await self._instead(best, problem, asked)
+                    by = "stand_in"
             outcome = outcome or Outcome()
         except ProblemError as problem:
             if not isinstance(problem, QueryCancelled):
@@ -139,6 +127,15 @@ class ChatService:
         self._metrics.chat_answers.labels(by, _name(outcome)).inc()
         confidence = None if by == "model" else best.confidence if best else 0.0
         return Answered(self._document(question, outcome, matches, confidence, asked.tokens), outcome.result)
+
+    async def _instead(self, best: Match | None, problem: ProblemError, asked: Asked) -> Outcome:
+        """The best match for a model that cannot be had, as without one. Raises `problem` where it is none to go by."""
+        if problem.code not in _NO_MODEL or best is None or best.confidence < self._least_of_all:
+            raise problem
+        outcome = await self._allowed(RunQuery(best.query.name, best.values), asked)
+        if outcome is None:
+            raise problem
+        return outcome
 
     def _matches(self, question: Question) -> list[Match]:
         matches = self._matcher.matches(question.text, _NEAREST)
@@ -177,39 +174,51 @@ class ChatService:
     async def _by_model(self, model: LanguageModel, question: Question, asked: Asked) -> Outcome:
         """What the model chooses, or chose when it was asked the same of the same data."""
         key = _digest(
-            self._store.current.id, self._catalogue_digest, model.name, asked.principal.scope, normalised(question.text),
+            self._store.current.id, self._lineage, model.name, asked.principal.scope, normalised(question.text),
             *[f"{normalised(turn.question)}\0{turn.query}\0{turn.sql}" for turn in question.turns],
         )  # fmt: skip
         choice = None if asked.is_fresh else await self._plans.get(key)
         if choice is not None:
-            self._metrics.chat_plan_hits.inc()
-            return await self._run(choice, asked)
-        outcome = await self._asked_once(model, question, asked, key)
-        asked.found = _found(outcome) or asked.found
-        return outcome
+            try:
+                outcome = await self._run(choice, asked)
+            except _CORRECTABLE:  # only what ran on these data is kept: this was spoilt, or put there by another
+                await self._plans.forget(key)
+                asked.found = {}
+            else:
+                self._metrics.chat_plan_hits.inc()
+                return outcome
+        return await self._asked_once(model, question, asked, key)
 
     async def _asked_once(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
-        """The same question, asked by many at once, is put to the model once, at the cost of who was first."""
+        """The same question, asked by many at once, is put to the model once, on the budget of who was first."""
         name = f"{key}-fresh" if asked.is_fresh else key
         while True:
-            joined = self._flights.get(name)
-            flight = joined or self._flights.launch(name, self._asked(model, question, asked, key))
+            flight = self._flights.get(name)
+            is_first = flight is None
+            if flight is None:
+                together = Together(asked, model.question_seconds)
+                flight = self._flights.launch(name, self._asked(model, question, together, key))
+                self._together[flight] = together
+            else:
+                together = self._together[flight]
+                together.waiting.append(asked)
             try:
                 return await self._flights.join(flight)
             except RateLimited:
-                if joined is None:
+                if is_first:
                     raise
                 # Another key's tokens are spent; this one's may not be.
             except asyncio.CancelledError:
                 if not flight.waiters:  # the tokens it has used belong on this request's line
                     await asyncio.wait({flight.task}, timeout=_END_SECONDS)
                 raise
+            finally:
+                together.leave(asked)
 
-    async def _asked(self, model: LanguageModel, question: Question, asked: Asked, key: str) -> Outcome:
+    async def _asked(self, model: LanguageModel, question: Question, together: Together, key: str) -> Outcome:
+        asked, asking = together.asked, together.asking
         tables = self._service.relations(asked.principal)
         messages = prompt.messages(question, self._queries.values(), tables)
-        ends_at = time.monotonic() + model.question_seconds
-        asking = Asking(asked.who, ends_at, asked.is_streamed, asked.tokens)
         for correction in range(_MOST_CORRECTIONS + 1):
             asked.step("asking_model")
             reply = await model.choose(messages, self._tools, asking)
@@ -286,18 +295,15 @@ def _name(outcome: Outcome) -> str:
     return "refused" if outcome.is_refused else "cannot_answer"
 
 
-def _found(outcome: Outcome) -> dict[str, Any]:
-    """What ran, for the audit log."""
-    if outcome.result is None:
-        return {}
-    if outcome.query is None:
-        return {"query": AD_HOC, "sql": outcome.sql, "params": outcome.values}
-    return {"query": outcome.query.name, "params": canonical_text(outcome.values or {})}
-
-
 def normalised(text: str) -> str:
     """Equal for questions that differ only in case, blanks, spelling of characters and the stops at the end."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" ?!.")
+
+
+def lineage(queries: Collection[NamedQuery]) -> str:
+    """Equal where a model is told the same of these queries: another release may tell it, and read it, otherwise."""
+    told = [__version__, prompt.RULES, orjson.dumps(prompt.tools(queries)).decode()]
+    return _digest(*told, *[f"{query.name} {query.digest}" for query in queries])
 
 
 def _digest(*parts: str) -> str:

@@ -39,6 +39,13 @@ class PlanMemory:
             text = choice_text(choice)
             await link.ask("set", lambda: link.client.set(_name(key), text, ex=DAY_SECONDS), None)
 
+    async def forget(self, key: str) -> None:
+        """Remember no more, nor the other replicas; one that holds it in its own memory forgets when it is asked."""
+        self._choices.pop(key, None)
+        link = self._link
+        if link is not None:
+            await link.ask("delete", lambda: link.client.delete(_name(key)), None)
+
     async def _shared(self, link: Link, key: str) -> Choice | None:
         data = await link.ask("get", lambda: link.client.get(_name(key)), None)
         if not isinstance(data, bytes) or len(data) > _MOST_BYTES:

@@ -2,7 +2,8 @@
 
 One attempt takes at most `BI_LLM_TIMEOUT_SECONDS`, one question half as long again in all, however many attempts that are
 and however long what the model chose runs between them.
-Tried again is what may pass by itself (a time-out, a lost connection, 429, 5xx) and a reply that cannot be used. Tries are
+Tried again is what may pass by itself (a time-out, a lost connection, 429, 5xx) and a reply that cannot be used,
+unless it was cut off at its bound of tokens. Tries are
 bounded for each attempt and, by a budget, over all: an endpoint in trouble is not asked three times as often. After a few
 failures in a row it is left alone (`circuit`).
 
@@ -27,7 +28,7 @@ from ..errors import Overloaded
 from ..metrics import LLM_OUTCOMES, Metrics
 from ..settings import Settings
 from .budget import Asking, TokenBudget, Tokens
-from .reply import Malformed, Reply, assembled, estimate, reply_of, tokens_of
+from .reply import CutShort, Malformed, Reply, assembled, estimate, reply_of, tokens_in, tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class LanguageModel:
         self.question_seconds = self._timeout_seconds * _WHOLE_QUESTION
         self._max_retries = settings.llm_max_retries
         self._max_completion_tokens = settings.llm_max_completion_tokens
+        self._tool_choice = settings.llm_tool_choice
+        self._completion_tokens_field = settings.llm_completion_tokens_field
         self._client = openai.AsyncOpenAI(
             base_url=settings.llm_base_url,
             api_key=settings.llm_api_key() or "none",  # the client wants one; local servers ask for none
@@ -122,6 +125,7 @@ class LanguageModel:
             "timeout": "the language model took too long",
             "rate_limited": "the language model's server lets us ask no more for now",
             "malformed": "the language model's replies cannot be used",
+            "cut_short": "the language model used up its tokens before it had chosen anything",
         }
         text = texts.get(failure.reason, "the language model does not answer")
         return _unavailable(text, failure.retry_after_seconds or self._breaker.wait_seconds)
@@ -133,27 +137,26 @@ class LanguageModel:
         asked = orjson.dumps([messages, tools]).decode()
         expected = estimate(asked)
         day = self._budget.add(asking.who, expected)
-        # What is not heard to the end may have been worked on all the same.
-        used, outcome = Tokens(expected, estimated=True), "unavailable"
+        used, outcome, is_heard = Tokens(expected, estimated=True), "unavailable", False
         started = time.perf_counter()
         chunks: list[Mapping[str, Any]] = []
         try:
             document = await self._received(messages, tools, asking, chunks)
-            used = tokens_of(document, asked)
+            used, is_heard = tokens_of(document, asked), True
             self._breaker.succeeded()
             reply = reply_of(document)
             outcome = "refused" if reply.is_refusal else "ok"
             return reply
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            outcome, used = "cancelled", self._unheard(expected, chunks)
             raise
         except (openai.OpenAIError, OSError, *_RUBBISH) as error:
             failure = _failure(error)
             outcome = failure.reason
-            if chunks and outcome != "malformed":
-                used = Tokens(expected, estimate(orjson.dumps(chunks).decode()) // 2, estimated=True)
-            elif isinstance(error, openai.APIStatusError) or _never_arrived(error):
+            if isinstance(error, openai.APIStatusError) or _never_arrived(error):
                 used = Tokens()
+            elif chunks or isinstance(error, (TimeoutError, OSError, openai.APIConnectionError)):
+                used = used if is_heard else self._unheard(expected, chunks)
             if failure.is_of_the_line:
                 self._breaker.failed()
             elif isinstance(error, openai.APIStatusError):
@@ -163,6 +166,10 @@ class LanguageModel:
             self._budget.add(asking.who, used.prompt + used.completion - expected, day)
             asking.tokens.add(used)
             self._count(used, outcome, time.perf_counter() - started)
+
+    def _unheard(self, prompt: int, chunks: Sequence[Mapping[str, Any]]) -> Tokens:
+        """What a reply not heard to its end may have used: the pieces that came; without any, all that it was let use."""
+        return Tokens(prompt, tokens_in(chunks) if chunks else self._max_completion_tokens, estimated=True)
 
     def _count(self, used: Tokens, outcome: str, seconds: float) -> None:
         assert outcome in LLM_OUTCOMES  # noqa: S101 - a label that nothing prepared
@@ -184,8 +191,8 @@ class LanguageModel:
             "model": self.name,
             "messages": messages,
             "tools": tools,
-            "tool_choice": "required",
-            "max_completion_tokens": self._max_completion_tokens,
+            "tool_choice": self._tool_choice,
+            self._completion_tokens_field: self._max_completion_tokens,
         }
         create = self._client.chat.completions
         async with asyncio.timeout(seconds) as limit:
@@ -225,6 +232,11 @@ def _is_whole(document: Mapping[str, Any]) -> bool:
 
 
 def _failure(error: Exception) -> _Failed:
+    if isinstance(error, CutShort):  # the same question would end there again, at the same cost
+        text = f"a reply was cut off at its bound of tokens ({error}); a model that thinks first needs more: raise"
+        return _Failed(
+            "cut_short", f"{text} BI_LLM_MAX_COMPLETION_TOKENS", again=False, retry_after_seconds=_REFUSED_SECONDS
+        )
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
         return _Failed("timeout", "no answer in time")
     if isinstance(error, openai.RateLimitError):

@@ -13,7 +13,7 @@ from ..catalogue import NamedQuery
 from ..errors import ProblemError, SqlRefused
 from .reply import CANNOT_ANSWER, RUN_QUERY, RUN_SQL
 
-_RULES = """\
+RULES = """\
 You choose how to answer a question about the tables of one database. You never see rows; the service runs what you choose \
 and shows the rows to the asker itself. Answer with exactly one tool call:
 - run_query, when one of the named queries answers the question. Give only parameters that the question asks for.
@@ -34,6 +34,7 @@ _WHILE_RUNNING = {
     "Out of Range": "A number is too large for its type; cast to a wider one.",
     "Constraint": "A value in the data breaks what the SQL demands of it.",
 }
+_TOO_LARGE = "The SQL needs more memory than one query may have. Filter or aggregate before joining and sorting."
 _SOME_ERROR = "The SQL failed while it ran."
 _SCALARS = {"type": ["string", "number", "boolean", "null"]}
 
@@ -59,7 +60,7 @@ def messages(
     question: Question, queries: Iterable[NamedQuery], tables: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The conversation to send: rules, catalogue and schema, earlier turns, the question."""
-    parts = [_RULES, "Named queries:", *map(_query_line, queries), "Tables:", *map(_table_line, tables)]
+    parts = [RULES, "Named queries:", *map(_query_line, queries), "Tables:", *map(_table_line, tables)]
     told: list[dict[str, Any]] = [{"role": "system", "content": _bounded(parts)}]
     for turn in _recent(question.turns):
         told.append({"role": "user", "content": turn.question})
@@ -133,6 +134,8 @@ def error_text(problem: ProblemError) -> str:
 
     What DuckDB says while it runs may quote a value, so of that only its kind is told, in our words.
     """
+    if problem.code == "query_too_large":
+        return _TOO_LARGE
     if isinstance(problem, SqlRefused) and problem.may_quote_data:
         return _WHILE_RUNNING.get(problem.detail.partition(" Error:")[0], _SOME_ERROR)
     where = "" if "position" not in problem.extra else f" (at character {problem.extra['position']})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ _BYTES_PER_TOKEN = 4  # of English and SQL; only where a server does not count
 
 class Malformed(Exception):
     """A reply that cannot be used; the text says why."""
+
+
+class CutShort(Malformed):
+    """A reply that used up its tokens before it called a tool: a model that thinks first may, and would again."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,23 @@ class Reply:
 
 
 def reply_of(document: object) -> Reply:
-    """The choice in a chat completion. Raises `Malformed`."""
+    """The choice in a chat completion. Raises `Malformed`, `CutShort`."""
     choices = _member(document, "choices", list)
     if not choices:
         raise Malformed("no choices")
+    is_cut = _mapping(choices[0]).get("finish_reason") == "length"
+    try:
+        reply = _reply(choices)
+    except Malformed as error:
+        if is_cut:
+            raise CutShort(str(error)) from error
+        raise
+    if reply.is_refusal and is_cut:
+        raise CutShort("its text was no tool call yet")
+    return reply
+
+
+def _reply(choices: Sequence[object]) -> Reply:
     message = _member(choices[0], "message", dict)
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not calls:
@@ -149,6 +166,15 @@ def tokens_of(document: object, asked: str) -> Tokens:
     return Tokens(
         estimate(asked) if prompt is None else prompt, estimate(said) if completion is None else completion, True
     )
+
+
+def tokens_in(chunks: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that the pieces of an unfinished stream may have: servers send one in each, or more."""
+    try:
+        said = json.dumps(assembled(chunks)["choices"], default=str)
+    except (Malformed, ValueError, TypeError, LookupError, AttributeError):
+        said = ""
+    return max(len(chunks), estimate(said))
 
 
 def estimate(text: str) -> int:

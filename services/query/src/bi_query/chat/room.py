@@ -28,7 +28,8 @@ from ..http_io import (
     wants_no_cache,
 )
 from ..rate_limit import Quota
-from .chat import Answered, Asked, ChatService
+from .asked import Asked
+from .chat import Answered, ChatService
 from .prompt import Question, Turn
 
 logger = logging.getLogger(__name__)
