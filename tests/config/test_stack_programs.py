@@ -65,6 +65,7 @@ def test_a_lock_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pyte
         (("restore", "FILE=a b.tar.gz"), ["infra/restore.py 'a b.tar.gz'"]),
         (("rollback", "ID=a b"), ["rollback 'a b'"]),
         (("rollback",), ["rollback"]),
+        (("republish",), ["run --rm --no-deps -T publish publish"]),
     ],
 )
 def test_a_value_with_a_blank_stays_one_word(target: tuple[str, ...], words: list[str]) -> None:
@@ -86,7 +87,7 @@ def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: st
 @pytest.mark.parametrize(
     ("lines", "scenario", "said"),
     [
-        ("", "publish", "--publish-command"),
+        ("", "publish", "--publish-command \"sh -c 'make -s rollback || make -s republish'\""),
         (
             "COMPOSE_FILE=compose.yaml:compose.prod.yaml\nBI_DOMAIN=bi.test\n",
             "slo",
@@ -95,7 +96,7 @@ def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: st
         (
             "COMPOSE_FILE=compose.yaml:compose.prod.yaml\nBI_DOMAIN=bi.test\n",
             "publish",
-            "--publish-command",
+            "--publish-command \"ssh SERVER 'cd FOLDER && { make -s rollback || make -s republish; }'\"",
         ),
     ],
 )
@@ -108,6 +109,11 @@ def test_a_load_test_that_cannot_work_in_its_container_is_told_before_anything_i
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"-m loadtest {scenario} --url http" in done.stderr and said in done.stderr
+    told = [line.partition("#")[0].strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert told[0].startswith("(umask 077; make -s keys ") and told[0].endswith(" > .stack/load-keys.txt)")
+    *_, third, second, last = told
+    assert (second, last) == ('make keys ARGS="revoke load"', "rm .stack/load-keys.txt")
+    assert (third == "make -s republish") == (scenario == "publish"), "a rollback would be the last word"
     assert not (tmp_path / "asked").exists(), "the engine was asked for something"
 
 
