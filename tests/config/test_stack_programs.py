@@ -195,6 +195,18 @@ def test_what_a_creation_that_failed_half_way_has_made_is_known_and_goes(
     assert "rm -f new" in asked and "tag sha256:old bi:1" in asked
 
 
+def test_a_deploy_where_no_replica_runs_has_the_other_services_read_their_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("PATH", engine_of(tmp_path, "*) true;;")["PATH"])
+    monkeypatch.setattr(deploy, "refuse_interrupted", lambda image, volumes: None)
+    monkeypatch.setattr(deploy, "read_anew", lambda project, voice: asked.append(project))
+    assert deploy.deploy("p", {"query": {"image": "bi:1"}}, {}, build=False) == 0
+    assert asked == ["p"]
+    assert " up -d --no-build --wait " in (tmp_path / "asked").read_text()
+
+
 def test_a_one_shot_without_a_container_is_a_failure_with_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
