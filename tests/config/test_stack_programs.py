@@ -295,6 +295,18 @@ def test_every_failure_of_the_way_back_tells_what_is_so_now_and_the_first_reason
     assert " discard" not in asked and " commit" not in asked
 
 
+def test_a_stack_that_is_deleted_leaves_no_notes_of_deploys_and_takes_no_others(tmp_path: Path) -> None:
+    (tmp_path / "infra").mkdir()
+    (tmp_path / ".stack").mkdir()
+    for name in ("infra/clean.sh", "infra/lib.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("mounted-p.json", "deploy-p.lock", "up.log", "mounted-p2.json", "deploy-other.lock"):
+        (tmp_path / ".stack" / name).touch()
+    engine = engine_of(tmp_path, r"""*' config '*) printf '{\n  "name": "p",\n';;""", "*) true;;")
+    subprocess.run([tmp_path / "infra/clean.sh"], env={**os.environ, **engine, "YES": "1"}, check=True)
+    assert {path.name for path in (tmp_path / ".stack").iterdir()} == {"mounted-p2.json", "deploy-other.lock"}
+
+
 def test_a_terminal_that_was_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
