@@ -9,7 +9,9 @@ infra/engine.sh --check >/dev/null || { infra/engine.sh --check || true; echo "u
 python=${PYTHON:-python3}
 has_python() { "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 bring_up() { # bring_up <arguments of compose up>
-  compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1
+  compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1 || return
+  # Compose 2.26 ends with 0 when the time is over, whatever is not healthy yet.
+  ! compose ps --format '{{.Service}} {{.Status}}' | grep -E '\((unhealthy|health: starting)\)' >>.stack/up.log
 }
 once_more() { # a service may be unhealthy because of its old files; where one was restarted on mended ones
   local restarted

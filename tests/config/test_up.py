@@ -21,7 +21,7 @@ esac
 
 
 def up(
-    root: Path, *, mounted: str = "true", compose_up: str = "true", old_python: bool = False
+    root: Path, *, mounted: str = "true", compose_up: str = "true", ps: str = "true", old_python: bool = False
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """What it says, and what it asked the engine and `mounted.py` for."""
     for name in ("infra/up.sh", "infra/lib.sh"):
@@ -33,7 +33,11 @@ def up(
     (root / ".stack").mkdir()
     (root / "python").write_text(PYTHON.format(age=int(old_python), root=root, mounted=mounted))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BI_")}
-    environment = clean | engine_of(root, f"*' up '*) {compose_up};;", "*) true;;") | {"PYTHON": str(root / "python")}
+    environment = (
+        clean
+        | engine_of(root, f"*' up '*) {compose_up};;", f"*' ps '*) {ps};;", "*) true;;")
+        | {"PYTHON": str(root / "python")}
+    )
     done = subprocess.run([root / "infra/up.sh"], env=environment, capture_output=True, text=True, check=False)
     asked = [line for line in (root / "asked").read_text().splitlines() if line == "mounted" or " up " in line]
     return done, ["mounted" if line == "mounted" else "up" for line in asked]
@@ -57,6 +61,13 @@ def test_where_no_service_was_restarted_a_start_that_failed_is_not_tried_again(t
     assert done.returncode == 1 and "up: not healthy" in done.stderr
     assert ("runs on its old files" in done.stderr) == ("old files" in mounted)
     assert asked == ["up", "mounted"]
+
+
+@pytest.mark.parametrize("status", ["Up 45 seconds (health: starting)", "Up 5 minutes (unhealthy)"])
+def test_what_is_not_healthy_when_the_time_is_over_is_not_called_so(tmp_path: Path, status: str) -> None:
+    done, _ = up(tmp_path, ps=f"echo 'redis {status}'")
+    assert done.returncode == 1 and "healthy after" not in done.stdout
+    assert f"redis {status}" in done.stderr
 
 
 def test_without_a_new_enough_python_what_is_left_out_is_said(tmp_path: Path) -> None:
