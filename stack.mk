@@ -1,5 +1,5 @@
 # The container stack's targets; Makefile includes this file. `## text` is the line that `make help` shows.
-.PHONY: snapshots rollback engine images up down deploy backup restore doctor ps logs clean password keys load chaos
+.PHONY: snapshots rollback republish engine images up down deploy backup restore doctor ps logs clean password keys load chaos
 
 # The user's .env (or BI_ENV_FILE), then what `make images` found, which has the last word on images.
 ENV_FILE = $(or $(BI_ENV_FILE),.env)
@@ -48,6 +48,9 @@ snapshots: ## List the snapshots that are kept: when published, how large, which
 
 rollback: ## Serve the snapshot before the current one, or a named one: make rollback ID=0123456789abcdef
 	@$(COMPOSE) run --rm --no-deps -T publish rollback $(call as_word,$(ID))
+
+republish: ## Publish the stack's data as they are, at once; also the way back from a rollback
+	@$(COMPOSE) run --rm --no-deps -T publish publish
 
 SCENARIO ?= slo
 load: ## Load test the running stack, exit code is the verdict: make load SCENARIO=spike ARGS="--seconds 60" (reports: loadtest/reports)

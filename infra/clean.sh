@@ -15,7 +15,7 @@ echo "  ${#containers[@]} containers and the stack's networks"
 echo "  ${#volumes[@]} volumes, which hold ALL its data (snapshots, secrets, metrics, alerts' silences, Grafana's users):"
 [ ${#volumes[@]} -eq 0 ] || printf '    %s\n' "${volumes[@]}"
 echo "  ${#images[@]} images built here (bi-solution/*, bi-standin/*); images that other stacks use stay"
-echo "  .stack/images.env and the logs in .stack"
+echo "  .stack/images.env, and in .stack the logs and what deploys noted of this stack"
 if [ "${YES:-}" != 1 ]; then
   [ -t 0 ] || { echo "clean: nothing deleted; YES=1 make clean does it without asking" >&2; exit 1; }
   read -r -p "Type the stack's name to delete it: " answer
@@ -23,4 +23,4 @@ if [ "${YES:-}" != 1 ]; then
 fi
 compose down --volumes --remove-orphans
 [ ${#images[@]} -eq 0 ] || docker image rm "${images[@]}" 2>/dev/null || true
-rm -f .stack/images.env .stack/*.log
+rm -f .stack/images.env .stack/*.log .stack/mounted-"$project".* .stack/deploy-"$project".*

@@ -136,6 +136,7 @@ def deploy(project: str, services: dict[str, Json], volumes: dict[str, str], *, 
         refuse_interrupted(str(query["image"]), volumes)
         voice.say("nothing runs yet: a plain start")
         compose("up", "-d", "--no-build", "--wait", "--wait-timeout", setting("BI_UP_SECONDS", "300"), timeout=3600)
+        read_anew(project, voice)
         return 0
     one_shots = [name for name, service in services.items() if service.get("restart") == "no"]
     release = Release(project, str(query["image"]), old)

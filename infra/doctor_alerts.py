@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
+from doctor_files import named_secret
 from findings import Finding, fail, joined, warn
 from stack_tools import Json
 
 SECRETS = "/run/alert-secrets"
-# Alertmanager's user and group.
+# Alertmanager's user.
 READER = 65534
 # What each receiver cannot do without; infra/alertmanager/entrypoint.sh refuses to start on the same.
 NEEDED = {
@@ -45,7 +45,7 @@ def alerts(services: Json) -> list[Finding]:
     if receiver == "email" and environment.get("SMTP_USER"):
         files.append("SMTP_PASSWORD_FILE")
     for name in files:
-        found += secret(f"BI_ALERT_{name}", environment.get(name, ""), folder)
+        found += named_secret("alerts", f"BI_ALERT_{name}", environment.get(name, ""), SECRETS, folder, READER)
     if is_production(services):
         found += silence(receiver, environment.get("HEARTBEAT_URL_FILE", ""))
     return joined(
@@ -68,40 +68,3 @@ def silence(receiver: str, heartbeat: str) -> list[Finding]:
         advice = "BI_ALERT_HEARTBEAT_URL_FILE: what expects the Watchdog elsewhere (docs/operations.md, Production)"
         found.append(warn("alerts", "no heartbeat: nobody is told when this machine or its monitoring dies", advice))
     return found
-
-
-def secret(setting: str, name: str, folder: Path) -> list[Finding]:
-    """A file that Alertmanager reads is where it looks, not empty, and may be read by it."""
-    if Path(name).parent != Path(SECRETS):
-        return [
-            fail(
-                "alerts",
-                f"{setting}={name}: not where the container finds it",
-                f"{SECRETS}/NAME, of a file in {folder}",
-            )
-        ]
-    path = folder / Path(name).name
-    try:
-        may = readable(folder, 0o1) and readable(path, 0o4)
-        is_file, length = path.is_file(), path.stat().st_size
-    except PermissionError:
-        return [warn("alerts", f"{path} cannot be looked at by this user", "sudo make doctor looks at it, too")]
-    except OSError as error:
-        advice = f"put it there, with mode 0400 and owner {READER}, or correct {setting}"
-        return [fail("alerts", f"{setting}: {path}: {error.strerror}", advice)]
-    if not is_file or not length:
-        return [
-            fail("alerts", f"{setting}: {path} is {'empty' if is_file else 'no file'}", "one line: the secret itself")
-        ]
-    if not may:
-        # An access list, or an engine that maps users, may let it all the same: Alertmanager itself says so if not.
-        advice = f"sudo chown {READER} {path}; chmod o+x {folder}"
-        return [warn("alerts", f"{setting}: by its mode {path} may not be read by user {READER}", advice)]
-    return []
-
-
-def readable(path: Path, wanted: int) -> bool:
-    """Whether Alertmanager's user has these bits, by owner, group and mode."""
-    status = path.stat()
-    shift = 6 if status.st_uid == READER else 3 if status.st_gid == READER else 0
-    return bool((stat.S_IMODE(status.st_mode) >> shift) & wanted)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-import stat
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from doctor_files import allowed, named_secret, secret_file
 from findings import Finding, fail, joined, ok, warn
 from stack_tools import Json, assignments
 
@@ -30,7 +31,8 @@ AHEAD_SECONDS = 120.0
 OPEN_FILES = 16_384
 MAGIC, SMALLEST_BYTES = b"PAR1", 12
 LOOK_SECONDS = 1.0
-READER_UID, READER_GID = 10001, 10001
+# The service's and the publisher's user, and the edge's.
+READER, EDGE_READER = 10001, 65534
 # The hosts that the service can ask for a model, by the profile that starts them.
 MODEL_PROFILES = {"llm": "llm", "llm-gate": "llm-outside"}
 MODEL_SECRETS = "/run/llm-secrets"
@@ -98,8 +100,8 @@ def data_folder(folder: Path) -> tuple[list[Finding], int]:
                 "data", f"{error.filename}: {error.strerror}", "make it readable for you and the publisher: chmod o+rX"
             )
         ], 0
-    if not readable(folder, execute=True):
-        found.insert(0, fail("data", f"{folder} may not be read by user {READER_UID}", f"chmod o+rx {folder}"))
+    if not allowed(folder, 0o5, READER):
+        found.insert(0, not_readable(str(folder), f"chmod o+rx {shlex.quote(str(folder))}"))
     if len(found) > SHOWN:
         found = [*found[:SHOWN], fail("data", f"and {len(found) - SHOWN} more files of that kind", found[SHOWN].advice)]
     some = "" if looked_at == files else f", the first {looked_at} looked at"
@@ -122,10 +124,10 @@ def wrong_with(path: Path, folder: Path) -> list[Finding]:
     """What keeps the publisher from reading one file."""
     name = str(path.relative_to(folder))
     for parent in path.relative_to(folder).parents[:-1]:
-        if not readable(folder / parent, execute=True):
-            return [fail("data", f"{parent} may not be read by user {READER_UID}", f"chmod o+rx {folder / parent}")]
-    if not readable(path):
-        return [fail("data", f"{name} may not be read by user {READER_UID}", f"chmod o+r {path}")]
+        if not allowed(folder / parent, 0o5, READER):
+            return [not_readable(str(parent), f"chmod o+rx {shlex.quote(str(folder / parent))}")]
+    if not allowed(path, 0o4, READER):
+        return [not_readable(name, f"chmod o+r {shlex.quote(str(path))}")]
     with path.open("rb") as file:
         head = file.read(4)
         end = file.seek(0, 2)
@@ -137,12 +139,9 @@ def wrong_with(path: Path, folder: Path) -> list[Finding]:
     return [fail("data", f"{name} is no complete Parquet file ({end:,} bytes)", advice)]
 
 
-def readable(path: Path, *, execute: bool = False) -> bool:
-    """Whether the publisher's user may read it, by owner, group and mode."""
-    status = path.stat()
-    shift = 6 if status.st_uid == READER_UID else 3 if status.st_gid == READER_GID else 0
-    wanted = 0o5 if execute else 0o4
-    return (stat.S_IMODE(status.st_mode) >> shift) & wanted == wanted
+def not_readable(name: str, advice: str) -> Finding:
+    """For the publisher."""
+    return fail("data", f"{name} may not be read by user {READER}", advice)
 
 
 def model(services: Json) -> list[Finding]:
@@ -173,18 +172,7 @@ def model_key(query: Json) -> list[Finding]:
     if not name:
         return []
     folder = next((Path(m["source"]) for m in query.get("volumes", []) if m["target"] == MODEL_SECRETS), Path())
-    if Path(name).parent != Path(MODEL_SECRETS):
-        return [
-            fail("model", f"BI_LLM_API_KEY_FILE={name}: not where the container finds it", f"{MODEL_SECRETS}/api-key")
-        ]
-    path = folder / Path(name).name
-    if not path.is_file():
-        return [
-            fail("model", f"{path} does not exist", "put the endpoint's key there, or leave BI_LLM_API_KEY_FILE empty")
-        ]
-    if not readable(path):
-        return [fail("model", f"{path} may not be read by user {READER_UID}", f"chown {READER_UID} {path}")]
-    return []
+    return named_secret("model", "BI_LLM_API_KEY_FILE", name, MODEL_SECRETS, folder, READER)
 
 
 def certificates(services: Json) -> list[Finding]:
@@ -212,12 +200,7 @@ def certificates(services: Json) -> list[Finding]:
         because, said = "BI_ACME_CA_ROOT names a file", f"acme, for {edge['environment'].get('EDGE_DOMAIN')}"
     found = []
     for name, marker in needed.items():
-        path = folder / name
-        try:
-            if f"{marker}-----" not in path.read_text(encoding="ascii", errors="replace"):
-                found.append(fail("tls", f"{path} holds no {marker}", "PEM is needed: -----BEGIN ...-----"))
-        except OSError as error:
-            found.append(fail("tls", f"{path}: {error.strerror}", f"{because} in BI_TLS_FOLDER"))
+        found += secret_file("tls", folder / name, EDGE_READER, f"{because} in BI_TLS_FOLDER", holds=marker)
     return joined("tls", found, said)
 
 

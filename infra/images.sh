@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets every image the compose files name (`make images`): found locally, else pulled, else, where its registry cannot be
-# reached, a stand-in built from Debian packages. A registry that answers and refuses is a failure, and said. Writes what differs from compose.yaml's defaults to .stack/images.env, which `make up` hands to compose.
+# reached, a stand-in built from Debian packages. A registry that answers and refuses, or breaks off, is a failure, and said.
+# Writes what differs from compose.yaml's defaults to .stack/images.env, which `make up` hands to compose.
 #   infra/images.sh            all of it, then our own image
 #   infra/images.sh --refresh  also rebuild stand-ins that exist already
 #   infra/images.sh --standins stand-ins only, without looking for the real images (to test them)
@@ -16,8 +17,12 @@ readonly OVERRIDES=$STATE/images.env
 readonly BASE=bi-standin/debian:trixie
 PULL_SECONDS=$(setting BI_PULL_SECONDS 300)
 readonly PULL_SECONDS
+# What docker says of a connection that ended. It means that a registry cannot be reached where it is said of its first
+# question (/v2/); else the registry has answered before, and may do so again.
+readonly BROKEN='i/o timeout|Client\.Timeout|deadline exceeded|connection reset|EOF'
 # What docker says of a registry that it cannot connect to. One that answers, whatever it says, is not among these.
-readonly NO_CONNECTION='no such host|server misbehaving|name resolution|dial tcp|i/o timeout|handshake timeout|Client\.Timeout|deadline exceeded|connection re(fused|set)|network is unreachable|no route to host|proxyconnect|: EOF'
+readonly NO_CONNECTION="no such host|server misbehaving|name resolution|dial tcp|handshake timeout|connection refused|network is\
+ unreachable|no route to host|proxyconnect|/v2/\": .*($BROKEN)"
 unreachable=" "
 failures=()
 refresh=false
@@ -43,14 +48,19 @@ registry_of() { # quay.io of quay.io/a/b:1; docker.io where none is named
 }
 
 pull() { # pull <image>: 1 when its registry cannot be reached (or shall not be asked), 2 when it answers and refuses
-  local registry words status=0
+  local registry words status=0 broken=false
   registry=$(registry_of "$1")
   [ "$(setting BI_OFFLINE false)" != true ] || return 1
   case $unreachable in *" $registry "*) return 1 ;; esac
   say "pulling $1"
   words=$(timeout "$PULL_SECONDS" docker pull -q "$1" 2>&1 >/dev/null) || status=$?
+  if [ "$status" != 0 ] && [ "$status" != 124 ] && ! grep -qE "$NO_CONNECTION" <<<"$words" && grep -qE "$BROKEN" <<<"$words"; then
+    broken=true status=0
+    say "it broke off, once more: $words"
+    words=$(timeout "$PULL_SECONDS" docker pull -q "$1" 2>&1 >/dev/null) || status=$?
+  fi
   [ "$status" != 0 ] || return 0
-  if [ "$status" != 124 ] && grep -qE "$NO_CONNECTION" <<<"$words"; then
+  if [ "$status" != 124 ] && ! $broken && grep -qE "$NO_CONNECTION" <<<"$words"; then
     unreachable+="$registry "
     say "$registry cannot be reached, and is not asked again in this run: $words"
     return 1
@@ -64,14 +74,18 @@ pull() { # pull <image>: 1 when its registry cannot be reached (or shall not be 
 why() { # why <registry> <exit code> <docker's words>: a refused pull in plain words
   if [ "$2" = 124 ]; then
     echo "not pulled within $PULL_SECONDS s (BI_PULL_SECONDS)"
-  elif grep -qiE 'toomanyrequests|too many requests|429' <<<"$3"; then
+  elif grep -qiE 'permission denied.*docker' <<<"$3"; then
+    echo "this user may not ask the engine: make doctor says what to do"
+  elif grep -qiE 'manifest unknown|name unknown|manifest for .* not found|: not found' <<<"$3"; then
+    echo "$1 has no such image or tag"
+  elif grep -qiE 'toomanyrequests|too many requests|(^|[^0-9a-f])429([^0-9a-f]|$)' <<<"$3"; then
     echo "$1 allows no more pulls for now: wait, or docker login $1"
   elif grep -qiE 'unauthorized|denied|authentication|no basic auth|forbidden' <<<"$3"; then
     echo "$1 has no such image, or wants a login for it: docker login $1"
-  elif grep -qiE 'manifest unknown|name unknown|not found' <<<"$3"; then
-    echo "$1 has no such image or tag"
   elif grep -q 'x509' <<<"$3"; then
     echo "the engine does not trust the certificate of $1"
+  elif grep -qE "$BROKEN|$NO_CONNECTION" <<<"$3"; then
+    echo "$1 answers, and the pull broke off twice: try again"
   else
     echo "the pull failed"
   fi
@@ -185,14 +199,15 @@ resolve() { # resolve <VARIABLE> <image>: writes the override when the image is 
 
 own_of_registry() { # own_of_registry <image> <pull policy>: our own image, where a registry of the user's has it
   if [ "$2" != always ] && have "$1"; then say "ok: $1"; return 0; fi
-  pull "$1" || give_up "$1 cannot be pulled, and BI_QUERY_PULL_POLICY=$2 says that it is not built here"
+  pull "$1" || give_up "$1 cannot be pulled, and BI_QUERY_PULL_POLICY=$2 says that it is not built here" \
+    "correct BI_QUERY_IMAGE in ${env_file}, or mend what is said above"
   say "ok: $1 (pulled)"
 }
 
-give_up() { # give_up <otherwise>: the pulls that were refused, or else these words, and the end
+give_up() { # give_up <otherwise> <advice>: the pulls that were refused with advice, or else the first words, and the end
   [ ${#failures[@]} -gt 0 ] || die "$1"
   printf 'images: %s\n' "${failures[@]}" >&2
-  die "correct the image in ${env_file}, or mend what is said above; BI_OFFLINE=true asks no registry and takes stand-ins"
+  die "$2"
 }
 
 own_image() { # our own image, on the Python base that was found
@@ -229,7 +244,8 @@ main() {
   if [ "${1:-}" = --own ]; then own_image; return 0; fi
   printf '# Written by make images: what is used here instead of the images compose.yaml names.\n' >"$OVERRIDES.new"
   while read -r variable image; do resolve "$variable" "$image"; done < <(wanted)
-  [ ${#failures[@]} -eq 0 ] || give_up ""
+  [ ${#failures[@]} -eq 0 ] || give_up "" \
+    "correct the image in ${env_file}, or mend what is said above; BI_OFFLINE=true asks no registry and takes stand-ins"
   mv "$OVERRIDES.new" "$OVERRIDES"
   own_image
 }

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import sys
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from stack_tools import (
     ROOT,
     SERVICE_LABEL,
     STATE,
+    Ended,
     Failure,
     Json,
     Voice,
@@ -31,6 +33,7 @@ from stack_tools import (
 OF_THE_RELEASE = (ROOT / "infra", ROOT / "alerts")
 OF_THIS_MACHINE = ROOT / "infra" / "local"  # services look into these folders by themselves
 RESTART_SECONDS = 300
+CHECK_SECONDS = 60
 PRODUCTION = "/etc/caddy/production.caddy"
 RELOAD_EDGE = ("caddy", "reload", "--config", PRODUCTION, "--adapter", "caddyfile",
                "--address", "unix//tmp/caddy-admin.sock")  # fmt: skip
@@ -38,9 +41,17 @@ RELOAD_EDGE = ("caddy", "reload", "--config", PRODUCTION, "--adapter", "caddyfil
 CHECKS: dict[str, tuple[str, ...]] = {
     "prometheus": ("promtool", "check", "config", "/etc/prometheus/prometheus.yaml"),
     "edge": ("caddy", "adapt", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"),
+    "llm-gate": ("caddy", "adapt", "--config", "/etc/caddy/llm-gate.caddy", "--adapter", "caddyfile"),
     "alertmanager": ("/bin/sh", "/etc/alertmanager/entrypoint.sh", "--render"),
     "blackbox": ("/bin/blackbox_exporter", "--config.check", "--config.file=/etc/blackbox/blackbox.yaml"),
 }
+
+# From here on docker's own codes, or a signal's: the checker has not come to say anything of the files.
+NO_VERDICT = 125
+
+
+class RunsOnOldFiles(Failure):
+    """It goes on as it was; nothing was restarted."""
 
 
 def read_anew(project: str, voice: Voice, folders: Sequence[Path] = OF_THE_RELEASE) -> None:
@@ -55,24 +66,28 @@ def read_anew(project: str, voice: Voice, folders: Sequence[Path] = OF_THE_RELEA
         # A one-shot reads them at its next run.
         if not sources or container["HostConfig"]["RestartPolicy"]["Name"] in ("", "no"):
             continue
-        content = digest(sources)
-        changed = changed_since_start(container, sources)
-        if changed and record.seen(container) != content:
-            try:
+        try:
+            content = digest(sources)
+            changed = changed_since_start(container, sources)
+            if changed and record.seen(container) != content:
                 renew(container, changed, voice)
-            except Failure as failure:
-                failures.append(f"{container['Config']['Labels'][SERVICE_LABEL]}: {failure}")
-                continue
-        record.note(container, content)
+            record.note(container, content)
+        except (Failure, OSError) as failure:
+            if not isinstance(failure, Failure) or isinstance(failure, RunsOnOldFiles):
+                record.keep(container)
+            failures.append(f"{container['Config']['Labels'][SERVICE_LABEL]}: {failure}")
     record.write()
     if failures:
         raise Failure("\n".join(failures))
 
 
 def renew(container: Json, changed: Sequence[str], voice: Voice) -> None:
-    """Have a container read its files. Raises `Failure`."""
+    """Have a container read its files. Raises `RunsOnOldFiles`, or `Failure` when it was restarted and is not healthy."""
     if is_production_edge(container):
-        docker("exec", container["Id"], *RELOAD_EDGE)  # refuses what it cannot run, and goes on as it was
+        try:
+            docker("exec", container["Id"], *RELOAD_EDGE)
+        except Failure as failure:
+            raise RunsOnOldFiles(f"it runs on its old files: {failure}") from failure
         voice.say("the edge has read its files anew")
         return
     name = str(container["Config"]["Labels"][SERVICE_LABEL])
@@ -84,18 +99,35 @@ def renew(container: Json, changed: Sequence[str], voice: Voice) -> None:
 
 
 def check(container: Json, command: Sequence[str]) -> None:
-    """Run a service's own checker on its files as they are now, in a container beside it. Raises `Failure` in its words."""
-    config = container["Config"]
-    flags = ["--rm", "--network", "none", "--tmpfs", "/tmp", "--user", config["User"] or "0"]  # noqa: S108 - the container's
-    for mount in container["Mounts"]:
-        flags += ["-v", f"{mount['Source']}:{mount['Destination']}:ro"] if mount["Type"] == "bind" else []
-    for variable in config["Env"] or []:
-        flags += ["-e", variable]
+    """Run a service's own checker on its files as they are now, in a container beside it. Raises `RunsOnOldFiles` in its
+    words, or in docker's when it came to no verdict within a minute.
+    """
+    name = f"bi-check-{uuid.uuid4().hex[:12]}"
     try:
-        docker("run", *flags, "--entrypoint", command[0], container["Image"], *command[1:], timeout=60)
+        flags = ["--name", name, *confined_like(container), "--entrypoint", command[0]]
+        docker("run", *flags, container["Image"], *command[1:], timeout=CHECK_SECONDS)
+    except Ended as ended:
+        verdict = "it would not start on the new ones" if ended.code < NO_VERDICT else "its check failed"
+        raise RunsOnOldFiles(f"it runs on its old files: {verdict}:\n{ended.words}") from ended
     except Failure as failure:
-        words = str(failure).partition("failed:\n")[2] or str(failure)
-        raise Failure(f"it runs on its old files: it would not start on the new ones:\n{words}") from failure
+        raise RunsOnOldFiles(f"it runs on its old files: its check failed: {failure}") from failure
+    finally:
+        with contextlib.suppress(Failure):  # a client that was given up leaves its container running
+            docker("rm", "-f", name, timeout=CHECK_SECONDS, check=False)
+
+
+def confined_like(container: Json) -> list[str]:
+    """Flags for a container with the image's user, settings and bind mounts of this one, which can do nothing but read."""
+    config, host = container["Config"], container["HostConfig"]
+    flags = ["--rm", "--pull", "never", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--memory", "256m"]  # noqa: S108
+    flags += ["--security-opt", "no-new-privileges", "--user", config["User"] or "0", "--cap-drop", "ALL"]
+    # Caddy's program carries a capability as a file, and does not start where that is not to be had.
+    flags += [flag for capability in host["CapAdd"] or [] for flag in ("--cap-add", capability)]
+    for mount in container["Mounts"]:
+        if mount["Type"] == "bind":  # by --mount: -v would make a source that is gone, as root
+            words = ("type=bind", f"source={mount['Source']}", f"target={mount['Destination']}", "readonly")
+            flags += ["--mount", ",".join('"' + word.replace('"', '""') + '"' for word in words)]
+    return flags + [flag for variable in config["Env"] or [] for flag in ("-e", variable)]
 
 
 def mounted(container: Json, folders: Iterable[Path]) -> list[Path]:
@@ -112,6 +144,7 @@ def changed_since_start(container: Json, sources: Iterable[Path]) -> list[str]:
     """Those in which something is newer than the container's start.
 
     By the time of the last change of the file itself (ctime), which nobody can set: an unpacked archive brings old mtimes.
+    Raises `OSError`.
     """
     started = datetime.fromisoformat(container["State"]["StartedAt"]).timestamp()
     return sorted(
@@ -122,9 +155,10 @@ def changed_since_start(container: Json, sources: Iterable[Path]) -> list[str]:
 
 
 def digest(sources: Iterable[Path]) -> str:
-    """Of the names and the content of all files in them."""
+    """Of the names and the content of all files in them. Raises `OSError`, when one is gone, too."""
     hashed = hashlib.sha256()
     for source in sorted(sources):
+        source.lstat()
         for path in sorted(path for path in [source, *source.rglob("*")] if path.is_file()):
             content = path.read_bytes()
             hashed.update(f"{path.relative_to(source.parent)}\0{len(content)}\0".encode())
@@ -139,7 +173,7 @@ class Record:
         self._path = STATE / f"mounted-{project}.json"
         self._before: dict[str, str] = {}
         self._now: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             self._before = dict(json.loads(self._path.read_text(encoding="utf-8")))
 
     def seen(self, container: Json) -> str | None:
@@ -149,6 +183,11 @@ class Record:
     def note(self, container: Json, content: str) -> None:
         """It runs on this."""
         self._now[container["Id"]] = content
+
+    def keep(self, container: Json) -> None:
+        """It runs on what it ran on before."""
+        if before := self.seen(container):
+            self.note(container, before)
 
     def write(self) -> None:
         """Keep it for the next time. Without it a restart too many may happen, and no worse."""

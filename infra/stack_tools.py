@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,14 @@ Json = dict[str, Any]
 
 class Failure(Exception):
     """What a person should read before the program ends with 1."""
+
+
+class Ended(Failure):
+    """A command that ran, and ended with another code than 0; `words` are its own last ones."""
+
+    def __init__(self, command: Sequence[str], code: int, words: str) -> None:
+        super().__init__(f"{' '.join(command)[:200]} failed:\n{words}")
+        self.code, self.words = code, words
 
 
 class Voice:
@@ -124,7 +132,7 @@ def env_file() -> Path:
 
 
 def run(*command: str, timeout: float = 600, check: bool = True, stdin: Any = None) -> str:
-    """A command's standard output. Raises `Failure` with the command's own last words."""
+    """A command's standard output. Raises `Ended` with the command's own last words, `Failure` when it did not even end."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT, stdin=stdin
@@ -135,7 +143,7 @@ def run(*command: str, timeout: float = 600, check: bool = True, stdin: Any = No
         raise Failure(f"{' '.join(command[:4])} … took longer than {timeout:g} s") from error
     if check and done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip())[-1500:]
-        raise Failure(f"{' '.join(command)[:200]} failed:\n{words}")
+        raise Ended(command, done.returncode, words)
     return done.stdout
 
 

@@ -8,8 +8,24 @@ cd "$(dirname "$0")/.."
 infra/engine.sh --check >/dev/null || { infra/engine.sh --check || true; echo "up: make engine sees to that" >&2; exit 1; }
 python=${PYTHON:-python3}
 has_python() { "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+bring_up() { # bring_up <arguments of compose up>
+  compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1 || return
+  # Compose 2.26 ends with 0 when the time is over, whatever is not healthy yet.
+  ! compose ps --format '{{.Service}} {{.Status}}' | grep -E '\((unhealthy|health: starting)\)' >>.stack/up.log
+}
+once_more() { # a service may be unhealthy because of its old files; where one was restarted on mended ones
+  local restarted
+  has_python || return 1
+  restarted=$("$python" infra/mounted.py) || true
+  [ -n "$restarted" ] || return 1
+  echo "$restarted"
+  bring_up "$@"
+}
 # What cannot work is said before anything is built or started; what may hurt later is said, too. About a second.
-if has_python; then
+if ! has_python; then
+  echo "up: no Python 3.11 or newer (PYTHON=... chooses one): what make doctor would say is not looked for, nor a restore that was" \
+    "killed; and a service that runs on older mounted files stays on them (docker compose restart SERVICE)" >&2
+else
   "$python" infra/doctor.py --quiet || { echo "up: nothing was started; mend what failed (docker compose up -d starts it all the same)" >&2; exit 1; }
 fi
 if [ -f .stack/images.env ]; then infra/images.sh --own; else infra/images.sh; fi
@@ -19,7 +35,7 @@ if has_python; then
 fi
 
 started=$SECONDS
-if ! compose up -d --no-build --remove-orphans --wait --wait-timeout "$(setting BI_UP_SECONDS 300)" "$@" >.stack/up.log 2>&1; then
+if ! bring_up "$@" && ! once_more "$@"; then
   tail -n 3 .stack/up.log >&2
   echo "up: not healthy; what each service says of itself:" >&2
   compose ps -a --format '{{.Service}}\t{{.Status}}' >&2

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -418,15 +419,16 @@ def test_a_gate_that_leads_nowhere_fails(machine: Machine, url: str) -> None:
     assert "scheme and host, no path" in only(machine, "model")
 
 
-def test_a_models_key_that_is_not_there_or_cannot_be_read_fails(machine: Machine) -> None:
-    asks(machine, "http://llm:11434/v1", key="/run/llm-secrets/api-key", **LOCAL)
-    file = machine.answers / "api-key"
-    assert f"{file} does not exist" in only(machine, "model")
+def test_a_models_key_that_is_not_there_fails_and_one_that_by_its_mode_cannot_be_read_warns(machine: Machine) -> None:
+    file = machine.answers / "api key"
+    asks(machine, "http://llm:11434/v1", key="/run/llm-secrets/api key", **LOCAL)
+    machine.answers.chmod(0o755)
+    assert f"BI_LLM_API_KEY_FILE: {file}: No such file" in only(machine, "model")
     file.write_text("k")
     file.chmod(0o600)
-    assert "may not be read by user 10001" in only(machine, "model")
+    assert f"may not be read by user 10001 -> sudo chown 10001 '{file}'; " in only(machine, "model", "warn")
     file.chmod(0o644)
-    assert machine.findings("FAIL") == {}
+    assert machine.findings("warn") == machine.findings("FAIL") == {}
     asks(machine, "http://llm:11434/v1", key="/etc/api-key", **LOCAL)
     assert "not where the container finds it" in only(machine, "model")
 
@@ -446,6 +448,7 @@ def test_a_clock_behind_what_was_written_here_fails(machine: Machine) -> None:
 def test_production_needs_the_certificate_that_it_names(machine: Machine, tmp_path: Path) -> None:
     folder = tmp_path / "tls"
     folder.mkdir()
+    folder.chmod(0o755)
     edge = machine.config["services"]["edge"]
     edge["environment"] = {"EDGE_TLS": "files", "EDGE_DOMAIN": "bi.test"}
     edge["volumes"] = [{"type": "bind", "source": str(folder), "target": "/certs"}]
@@ -455,7 +458,11 @@ def test_production_needs_the_certificate_that_it_names(machine: Machine, tmp_pa
     (folder / "key.pem").write_text("-----BEGIN CERTIFICATE-----\n")
     assert "key.pem holds no PRIVATE KEY" in only(machine, "tls")
     (folder / "key.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n")
-    assert machine.findings("FAIL") == {}
+    (folder / "key.pem").chmod(0o600)
+    said = only(machine, "tls", "warn")
+    assert f"by its mode {folder}/key.pem may not be read by user 65534 -> sudo chown 65534 {folder}/key.pem" in said
+    (folder / "key.pem").chmod(0o644)
+    assert machine.findings("FAIL") == machine.findings("warn") == {}
     edge["environment"] |= {"EDGE_TLS": "acme", "EDGE_ACME_CA_ROOT": "acme_ca_root /certs/ca.pem"}
     assert "ca.pem: No such file" in only(machine, "tls")
     (folder / "ca.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n")
@@ -468,6 +475,36 @@ def test_production_needs_the_certificate_that_it_names(machine: Machine, tmp_pa
     assert "trusted by nobody" in only(machine, "tls", "warn")
     edge["environment"]["EDGE_TLS"] = "acne"
     assert "BI_TLS=acne is unknown" in only(machine, "tls")
+
+
+@contextlib.contextmanager
+def as_somebody_else() -> Iterator[Path]:
+    """A block in which this process is a user like any other, and a folder where all may look into files that are theirs."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "key.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n")
+        (folder / "key.pem").chmod(0o400 if is_root else 0o000)
+        if is_root:
+            os.chown(folder / "key.pem", 65534, 65534)
+            os.seteuid(12345)
+        try:
+            yield folder
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
+def test_a_key_that_only_the_edge_may_read_warns_who_cannot_look_into_it() -> None:
+    with as_somebody_else() as folder:
+        edge = {
+            "environment": {"EDGE_TLS": "files"},
+            "volumes": [{"type": "bind", "source": str(folder), "target": "/certs"}],
+        }
+        certificate, key = doctor_host.certificates({"edge": edge})
+    assert (certificate.status, key.status) == ("FAIL", "warn") and "cert.pem: No such file" in certificate.detail
+    assert key.detail == f"{folder}/key.pem cannot be looked at by this user" and "sudo make doctor" in key.advice
 
 
 def alerting(machine: Machine, folder: Path, *, production: bool = True, **settings: str) -> None:

@@ -15,6 +15,8 @@ from tests.support.registry import Registry, registry
 from tests.support.service import free_port
 from tests.support.stack import ROOT, compose_image, docker, require_engine
 
+from .test_stack_programs import engine_of
+
 
 class Checkout:
     """The parts of the repository that `images.sh` looks at, with an .env where every image is one that is here."""
@@ -58,6 +60,86 @@ def answering() -> Iterator[Registry]:
     with registry() as server:
         yield server
         docker("image", "rm", "-f", *(f"{server.host}/{name}:1" for name in ("redis", "bi")), check=False)
+
+
+REDIS, GRAFANA = "far.test/redis:1", "far.test/grafana:1"
+
+
+def pulling(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[Checkout, Path]:
+    """A checkout, and an engine that fails to pull with these words, one pull after another; beside what it was asked."""
+    (folder / "bin").mkdir()
+    for number, said in enumerate(words, start=1):
+        (folder / f"bin/{number}").write_text(said)
+    pull = (
+        f"n=$(grep -c '^pull ' {folder}/bin/asked); [ -f {folder}/bin/$n ] || exit 0; cat {folder}/bin/$n >&2; exit 1"
+    )
+    monkeypatch.setenv(
+        "PATH", engine_of(folder / "bin", "'image inspect far.test'*) exit 1;;", f"'pull '*) {pull};;")["PATH"]
+    )
+    (folder / "checkout").mkdir()
+    return Checkout(folder / "checkout"), folder / "bin/asked"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("manifest for far.test/redis@sha256:0a4290 not found: manifest unknown: 429", "has no such image or tag"),
+        ("far.test/redis:1: not found", "has no such image or tag"),
+        ("unexpected status from GET /v2/redis/blobs/sha256:0a429bc: 500 Internal Server Error", "the pull failed"),
+        ("unexpected status: 429 Too many", "allows no more pulls for now"),
+        (
+            "pull access denied for redis, repository does not exist or may require 'docker login'",
+            "wants a login for it",
+        ),
+        ("permission denied while trying to connect to the Docker daemon socket", "this user may not ask the engine"),
+    ],
+)
+def test_what_docker_says_of_a_pull_is_put_into_the_right_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
+) -> None:
+    checkout, asked = pulling(tmp_path, monkeypatch, words)
+    done = checkout.run(BI_REDIS_IMAGE=REDIS)
+    assert done.returncode == 1 and said in done.stderr, done.stdout + done.stderr
+    assert asked.read_text().count("pull -q") == 1
+
+
+RESET = (
+    'Get "https://far.test/v2/redis/blobs/sha256:00": read tcp 10.0.0.1:1->10.0.0.2:443: read: connection reset by peer'
+)
+
+
+@pytest.mark.parametrize("then", ["unexpected EOF", "dial tcp 10.0.0.2:443: connect: connection refused"])
+def test_a_pull_that_breaks_off_twice_is_a_failure_and_no_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    checkout, asked = pulling(tmp_path, monkeypatch, RESET, then)
+    done = checkout.run(BI_GRAFANA_IMAGE=GRAFANA)
+    assert done.returncode == 1 and "far.test answers, and the pull broke off twice" in done.stderr, done.stdout
+    assert asked.read_text().count("pull -q") == 2 and checkout.found == ""
+
+
+def test_a_pull_that_broke_off_once_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout, _ = pulling(tmp_path, monkeypatch, RESET)
+    done = checkout.run(BI_GRAFANA_IMAGE=GRAFANA)
+    assert done.returncode == 0 and f"ok: {GRAFANA} (pulled)" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", ["EOF", "read: connection reset by peer", "context deadline exceeded"])
+def test_a_registry_that_breaks_off_at_the_first_question_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    checkout, asked = pulling(tmp_path, monkeypatch, f'Get "https://far.test/v2/": {words}')
+    done = checkout.run(BI_GRAFANA_IMAGE=GRAFANA)
+    assert done.returncode == 0 and "GRAFANA IS LEFT OUT" in done.stdout, done.stdout + done.stderr
+    assert asked.read_text().count("pull -q") == 1
+
+
+def test_an_own_image_that_is_refused_is_not_told_to_be_had_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, _ = pulling(tmp_path, monkeypatch, "manifest unknown")
+    done = checkout.run("--own", BI_QUERY_IMAGE="far.test/bi:1", BI_QUERY_PULL_POLICY="missing")
+    assert done.returncode == 1 and "correct BI_QUERY_IMAGE" in done.stderr and "BI_OFFLINE" not in done.stderr
 
 
 def test_an_image_that_a_registry_has_is_pulled(checkout: Checkout, answering: Registry) -> None:

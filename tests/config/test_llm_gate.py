@@ -70,7 +70,7 @@ def endpoint(certificate: Path) -> Iterator[str]:
 def gate(folder: Path, to: str, **environment: str) -> Iterator[str]:
     """The gate on a port of its own; its address."""
     port = free_port()
-    text = (EDGE / "llm-gate.caddy").read_text()
+    text = (EDGE.parent / "llm/gate.caddy").read_text()
     assert text.count("\n:8080 {") == 1
     (folder / "gate.caddy").write_text(text.replace("\n:8080 {", f"\nhttp://127.0.0.1:{port} {{"))
     with subprocess.Popen(

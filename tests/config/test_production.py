@@ -183,7 +183,7 @@ def caddy() -> str:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["Caddyfile", "llm-gate.caddy", "production.caddy"])
+@pytest.mark.parametrize("name", ["Caddyfile", "../llm/gate.caddy", "production.caddy"])
 def test_the_version_compose_names_reads_the_edges_files(name: str, variant: str) -> None:
     version = subprocess.run([caddy(), "version"], capture_output=True, text=True, check=True).stdout
     named = re.search(r"BI_CADDY_IMAGE:-caddy:(\d+\.\d+)\.", COMPOSE_FILE.read_text())

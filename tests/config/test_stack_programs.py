@@ -65,6 +65,7 @@ def test_a_lock_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pyte
         (("restore", "FILE=a b.tar.gz"), ["infra/restore.py 'a b.tar.gz'"]),
         (("rollback", "ID=a b"), ["rollback 'a b'"]),
         (("rollback",), ["rollback"]),
+        (("republish",), ["run --rm --no-deps -T publish publish"]),
     ],
 )
 def test_a_value_with_a_blank_stays_one_word(target: tuple[str, ...], words: list[str]) -> None:
@@ -86,7 +87,7 @@ def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: st
 @pytest.mark.parametrize(
     ("lines", "scenario", "said"),
     [
-        ("", "publish", "--publish-command"),
+        ("", "publish", "--publish-command \"sh -c 'make -s rollback || make -s republish'\""),
         (
             "COMPOSE_FILE=compose.yaml:compose.prod.yaml\nBI_DOMAIN=bi.test\n",
             "slo",
@@ -95,7 +96,7 @@ def test_an_old_python_is_told_before_anything_is_run(tmp_path: Path, target: st
         (
             "COMPOSE_FILE=compose.yaml:compose.prod.yaml\nBI_DOMAIN=bi.test\n",
             "publish",
-            "--publish-command",
+            "--publish-command \"ssh SERVER 'cd FOLDER && { make -s rollback || make -s republish; }'\"",
         ),
     ],
 )
@@ -108,6 +109,11 @@ def test_a_load_test_that_cannot_work_in_its_container_is_told_before_anything_i
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"-m loadtest {scenario} --url http" in done.stderr and said in done.stderr
+    told = [line.partition("#")[0].strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert told[0].startswith("(umask 077; make -s keys ") and told[0].endswith(" > .stack/load-keys.txt)")
+    *_, third, second, last = told
+    assert (second, last) == ('make keys ARGS="revoke load"', "rm .stack/load-keys.txt")
+    assert (third == "make -s republish") == (scenario == "publish"), "a rollback would be the last word"
     assert not (tmp_path / "asked").exists(), "the engine was asked for something"
 
 
@@ -187,6 +193,18 @@ def test_what_a_creation_that_failed_half_way_has_made_is_known_and_goes(
     release.roll_back()
     asked = (tmp_path / "asked").read_text().splitlines()
     assert "rm -f new" in asked and "tag sha256:old bi:1" in asked
+
+
+def test_a_deploy_where_no_replica_runs_has_the_other_services_read_their_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("PATH", engine_of(tmp_path, "*) true;;")["PATH"])
+    monkeypatch.setattr(deploy, "refuse_interrupted", lambda image, volumes: None)
+    monkeypatch.setattr(deploy, "read_anew", lambda project, voice: asked.append(project))
+    assert deploy.deploy("p", {"query": {"image": "bi:1"}}, {}, build=False) == 0
+    assert asked == ["p"]
+    assert " up -d --no-build --wait " in (tmp_path / "asked").read_text()
 
 
 def test_a_one_shot_without_a_container_is_a_failure_with_words(
@@ -275,6 +293,18 @@ def test_every_failure_of_the_way_back_tells_what_is_so_now_and_the_first_reason
     assert "The first reason:" in said and said.count("cannot start a container") == 2
     asked = (tmp_path / "asked").read_text()
     assert " discard" not in asked and " commit" not in asked
+
+
+def test_a_stack_that_is_deleted_leaves_no_notes_of_deploys_and_takes_no_others(tmp_path: Path) -> None:
+    (tmp_path / "infra").mkdir()
+    (tmp_path / ".stack").mkdir()
+    for name in ("infra/clean.sh", "infra/lib.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("mounted-p.json", "deploy-p.lock", "up.log", "mounted-p2.json", "deploy-other.lock"):
+        (tmp_path / ".stack" / name).touch()
+    engine = engine_of(tmp_path, r"""*' config '*) printf '{\n  "name": "p",\n';;""", "*) true;;")
+    subprocess.run([tmp_path / "infra/clean.sh"], env={**os.environ, **engine, "YES": "1"}, check=True)
+    assert {path.name for path in (tmp_path / ".stack").iterdir()} == {"mounted-p2.json", "deploy-other.lock"}
 
 
 def test_a_terminal_that_was_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

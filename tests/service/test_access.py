@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +281,9 @@ def test_the_schema_shows_what_may_be_named_and_no_count_of_hidden_rows(service:
     assert "secret" in whole and whole["sales"]["rows"] == 1000
 
 
-START = threading.Barrier(12)
-
-
-def _tenant(url: str, key: str, shop: str, seed: int, seen: Counter[str], wrong: list[str]) -> None:
-    chance = random.Random(seed)
+def _tenant(url: str, key: str, shop: str, seed: int, start: threading.Barrier) -> tuple[Counter[str], list[str]]:
+    """How its answers came, and what was in them of others'."""
+    chance, seen, wrong = random.Random(seed), Counter[str](), list[str]()
     texts = [
         "select distinct shop from sales",
         "select shop from sales_by_shop",
@@ -292,7 +291,7 @@ def _tenant(url: str, key: str, shop: str, seed: int, seen: Counter[str], wrong:
         "select distinct shop from sales -- {n}",
     ]
     with httpx.Client(base_url=url, headers={"X-API-Key": key}, timeout=60) as client:
-        START.wait(60)  # all at once, with a question that takes long enough for them to meet
+        start.wait(60)  # all at once, with a question that takes long enough for them to meet
         answer = client.post("/api/v1/query", json={"sql": "select distinct shop from sales, range(20000)"})
         seen[answer.headers["X-Cache"]] += 1
         for _ in range(400):
@@ -307,6 +306,7 @@ def _tenant(url: str, key: str, shop: str, seed: int, seen: Counter[str], wrong:
             if shown != {shop}:
                 wrong.append(f"{shop} saw {shown}")
             seen[answer.headers.get("X-Cache", "?")] += 1
+    return seen, wrong
 
 
 def test_two_tenants_never_see_each_others_rows_through_cache_refresh_coalescing_and_replicas(
@@ -319,17 +319,16 @@ def test_two_tenants_never_see_each_others_rows_through_cache_refresh_coalescing
     subprocess.run(["cp", "-r", str(shops.catalogue), str(catalogue)], check=True)
     (catalogue / "freshness.yaml").write_text(freshness)
     settings = {"catalogue_dir": catalogue, "keys_file": keys_file, "redis_url": redis_server.url}
-    seen: Counter[str] = Counter()
-    wrong: list[str] = []
     with running(shops.snapshots, **settings) as one, running(shops.snapshots, **settings) as other:
-        threads = [
-            threading.Thread(target=_tenant, args=(url, keys[shop], shop, seed, seen, wrong))
-            for seed, (url, shop) in enumerate([(u, s) for u in (one.url, other.url) for s in ("north", "south")] * 3)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        tenants = [(service.url, shop) for service in (one, other) for shop in ("north", "south")] * 3
+        start = threading.Barrier(len(tenants))
+        with ThreadPoolExecutor(len(tenants)) as pool:
+            asking = [
+                pool.submit(_tenant, url, keys[shop], shop, seed, start) for seed, (url, shop) in enumerate(tenants)
+            ]
+        answers = [future.result() for future in asking]
+    seen = sum((counts for counts, _ in answers), Counter[str]())
+    wrong = [line for _, lines in answers for line in lines]
     assert wrong == []
     assert seen.total() == 4812 and {"hit", "miss", "stale", "coalesced", "bypass"} <= set(seen), seen
 

@@ -60,9 +60,9 @@ def test_every_module_stands_in_the_architecture_page_s_table() -> None:
     modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
     modules |= {path.parent.name for path in package.glob("*/__init__.py")}
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    rooms = page[page.index("| room") : page.index("## Worth knowing")]
+    table = page[page.index("| module") : page.index("## Worth knowing")]
     named = {
-        name for cell in re.findall(r"^\| (`.+?`) \|", rooms, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+        name for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
     }
     assert modules == named
 

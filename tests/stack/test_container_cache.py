@@ -101,8 +101,8 @@ def test_many_identical_misses_on_both_processes_run_once(pair: tuple[Service, S
         answers = list(pool.map(lambda i: pair[i % 2].query("slow", size=12), range(12)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) == 1
-    # When Redis does not answer in time a process computes without it.
-    assert executions(pair) == before + 1 or redis_errors(pair) > failed
+    # When Redis does not answer in time each process computes without it, once.
+    assert 1 <= executions(pair) - before <= (2 if redis_errors(pair) > failed else 1)
 
 
 @pytest.mark.parametrize("how", ["stopped", "paused", "flushed"])

@@ -7,14 +7,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import deploy
 import httpx
 import mounted
 import pytest
 import stack_tools
+from volumes import volumes_of
 
 from tests.support.production import ProductionStack
 from tests.support.service import wait_until
-from tests.support.stack import MEASURED, PROJECT_LABEL, ROOT, SERVICE_LABEL, compose_image, docker
+from tests.support.stack import MEASURED, PROJECT_LABEL, SERVICE_LABEL, compose_image, docker
 
 from .traffic import traffic
 
@@ -131,25 +133,46 @@ def started(production: ProductionStack) -> dict[str, str]:
     }
 
 
-def test_a_deploy_restarts_the_services_whose_mounted_files_changed_and_no_other(production: ProductionStack) -> None:
-    (image,) = {container["Config"]["Image"] for container in production.inspect("query", running=True)}
-    (stack_tools.STATE / f"mounted-{production.project}.json").unlink()  # what it knows, for nothing really changes
-    before = started(production)
-    for name in ("alerts/rules", "infra/caddy/production.caddy"):
-        os.utime(ROOT / name)
-    done = production.program(*DEPLOY, BI_QUERY_IMAGE=image)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "restarting prometheus: alerts/rules changed" in done.stdout
-    assert "the edge has read its files anew" in done.stdout
-    after = started(production)
-    assert [name for name in after if after[name] != before[name]] == ["prometheus"]
-    done = production.program("python3", "infra/mounted.py")
-    assert (done.returncode, done.stdout) == (0, ""), "they run on the new files already"
+AGED = ("prometheus", "edge")
 
 
 @pytest.fixture
-def reader(tmp_path: Path, engine: None) -> Iterator[str]:
+def aged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Some containers started long before any file here was changed, and nobody has noted on what they run."""
+
+    def containers(*arguments: str) -> list[stack_tools.Json]:
+        found = stack_tools.containers(*arguments)
+        for container in found:
+            if container["Config"]["Labels"][SERVICE_LABEL] in AGED:
+                container["State"]["StartedAt"] = "2000-01-01T00:00:00Z"
+        return found
+
+    monkeypatch.setattr(mounted, "containers", containers)
+    monkeypatch.setattr(mounted, "STATE", tmp_path)
+
+
+def test_a_deploy_restarts_the_services_whose_mounted_files_changed_and_no_other(
+    production: ProductionStack, aged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", production.project)
+    monkeypatch.setenv("BI_ENV_FILE", str(production.env))
+    (image,) = {container["Config"]["Image"] for container in production.inspect("query", running=True)}
+    monkeypatch.setenv("BI_QUERY_IMAGE", image)
+    before, resolved = started(production), stack_tools.configuration()
+    assert deploy.deploy(production.project, resolved["services"], volumes_of(resolved), build=False) == 0
+    said = capsys.readouterr().out
+    assert "restarting prometheus: alerts/rules, infra/prometheus/prometheus.yaml changed" in said
+    assert "the edge has read its files anew" in said
+    after = started(production)
+    assert [name for name in after if after[name] != before[name]] == ["prometheus"]
+    mounted.read_anew(production.project, deploy.voice)
+    assert capsys.readouterr().out == "", "they run on the new files already"
+
+
+@pytest.fixture
+def reader(tmp_path: Path, engine: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A service that has read `tmp_path`'s files when it started; the project it is of."""
+    monkeypatch.setattr(mounted, "STATE", tmp_path / "state")
     project = f"bi-test-{uuid.uuid4().hex[:8]}"
     (tmp_path / "folder").mkdir()
     (tmp_path / "one.conf").write_text("old\n")
@@ -164,7 +187,6 @@ def reader(tmp_path: Path, engine: None) -> Iterator[str]:
     try:
         stack_tools.wait_healthy(container, 30)
         yield project
-        (stack_tools.STATE / f"mounted-{project}.json").unlink(missing_ok=True)
     finally:
         docker("rm", "-f", container)
 

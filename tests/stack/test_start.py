@@ -120,6 +120,17 @@ def test_what_a_service_says_of_its_own_files_before_a_restart_is_that_they_are_
     check(container, CHECKS[name])
 
 
+def test_a_mounted_folder_that_is_gone_fails_the_check_and_is_not_made(stack: Stack, tmp_path: Path) -> None:
+    (container,) = stack.inspect("prometheus", running=True)
+    gone = tmp_path / 'a "folder", gone'
+    container["Mounts"].append({"Type": "bind", "Source": str(gone), "Destination": "/gone"})
+    with pytest.raises(Failure, match=r"(?s)runs on its old files: its check failed:.*does not exist"):
+        check(container, CHECKS["prometheus"])
+    assert not gone.exists()
+    gone.mkdir()
+    check(container, CHECKS["prometheus"])
+
+
 def test_prometheus_is_not_restarted_onto_rules_that_it_cannot_read(stack: Stack, tmp_path: Path) -> None:
     (container,) = stack.inspect("prometheus", running=True)
     (tmp_path / "rules.yaml").write_text("groups: [{name: broken, rules: [{alert: A, expr: 'sum('}]}]")

@@ -45,6 +45,12 @@ class ProductionStack(Stack):
         )
         self.env = folder / f"{self.project}.env"
 
+    def stop(self, down: bool = True) -> None:
+        """Take it down, and what programs of `infra` noted of it."""
+        super().stop(down)
+        for path in (ROOT / ".stack").glob(f"*-{self.project}.*"):
+            path.unlink()
+
     def client(self, *, http2: bool = False, headers: Mapping[str, str] | None = None) -> httpx.Client:
         """A client that reaches the edge under its domain, trusts its authority and nothing else; with the first key."""
         transport = _ToThisMachine(

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import platform
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ REFUSALS = {
     "busy": (429, {}, "TOOMANYREQUESTS"),
     "private": (401, {"WWW-Authenticate": 'Basic realm="private"'}, "UNAUTHORIZED"),
 }
+# As images name this machine's.
+ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64"}
 
 
 class Registry(ThreadingHTTPServer):
@@ -31,7 +34,7 @@ class Registry(ThreadingHTTPServer):
         layer = _layer()
         config = json.dumps(
             {
-                "architecture": "amd64",
+                "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
                 "os": "linux",
                 "config": {},
                 "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
@@ -63,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "manifests":
             digest = {"Docker-Content-Digest": _digest(self.server.manifest)}
             return self._answer(200, self.server.manifest, {"Content-Type": MANIFEST, **digest})
+        if kind == "blobs" and name not in self.server.blobs:
+            return self._answer(404, json.dumps({"errors": [{"code": "BLOB_UNKNOWN", "message": "no"}]}).encode(), {})
         if kind == "blobs":
             return self._answer(200, self.server.blobs[name], {"Content-Type": "application/octet-stream"})
         return self._answer(200, b"{}", {"Content-Type": "application/json"})

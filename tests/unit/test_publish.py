@@ -8,20 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from bi_query import build
 from bi_query import publish as publish_module
-from bi_query.errors import PublishError
+from bi_query.errors import PublishError, ShortOfMemory
 from bi_query.inputs import inputs
 from bi_query.parquet_files import find_damaged
 from bi_query.publish import How, Published
 from bi_query.settings import load_settings
 from bi_query.snapshot_files import read_pointer, snapshot_path
-from bi_query.sources import discover
+from bi_query.sources import Source, discover
 
 from tests.support.service import wait_until
 from tests.support.small import Small, make_small
@@ -249,7 +251,7 @@ def test_an_unreadable_file_is_named(small: Small) -> None:
             folder.chmod(0o755)
     code = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from bi_query.errors import PublishError\nfrom bi_query.sources import discover, fingerprint_files\n"
+        "from bi_query.errors import PublishError\nfrom bi_query.sources import Source, discover, fingerprint_files\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: fingerprint_files(discover(Path(sys.argv[1])), Path('/dev/null/x'), lambda n: None)\n"
         "except PublishError as error: print(error)"
@@ -495,6 +497,48 @@ def test_results_do_not_depend_on_how_many_cores_publish(tmp_path: Path) -> None
         small.publish(max_running_queries=cores)
         rows.append(table(small, "select shop, amount, (select count(*) from sales) from sales_by_shop order by 1"))
     assert rows[0] == rows[1]
+
+
+def test_after_one_that_found_no_memory_beside_others_the_rest_are_loaded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = make_small(tmp_path)
+    for name in "abcdefgh":
+        write_parquet(small.data / f"{name}.parquet")
+    load, wait, lock = build._load, build.wait, threading.Lock()
+    active: set[str] = set()
+    raised, noticed, after = threading.Event(), threading.Event(), list[tuple[str, int]]()
+
+    def loading(cursor: build.Cursor, source: Source, memory_bytes: int) -> None:
+        with lock:
+            active.add(source.table)
+            if raised.is_set():
+                after.append((source.table, len(active)))
+        try:
+            if not raised.is_set():
+                wait_until(lambda: len(active) > 1 or raised.is_set(), what="another table beside it")
+                if source.table == "a":
+                    raised.set()
+                    raise ShortOfMemory("no memory for a")
+                noticed.wait(30)
+            load(cursor, source, memory_bytes)
+        finally:
+            with lock:
+                active.remove(source.table)
+
+    def waiting(*arguments: Any, **how: Any) -> Any:
+        ended = wait(*arguments, **how)
+        if any(future.exception() for future in ended.done):
+            noticed.set()
+        return ended
+
+    monkeypatch.setattr("bi_query.settings.available_cpus", lambda: 4)
+    monkeypatch.setattr(build, "_load", loading)
+    monkeypatch.setattr(build, "wait", waiting)
+    small.publish(max_running_queries=4)
+    assert [beside for _, beside in after] == [1] * len(after), after
+    assert after[0][0] == "a" and len(after) >= 5
+    assert table(small, "select n from a") == table(small, "select n from h") == [(1,)]
 
 
 def test_a_file_for_which_there_is_no_memory_is_not_blamed_for_another(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ class _Work:
     def run(self, steps: Sequence[_Step]) -> None:
         """Run all of them; what one raises stops the others.
 
-        When one is short of memory the rest run one by one, it first: none pays for a huge neighbour, or is blamed for it.
+        When one is short of memory those beside it end, and the rest run one by one, it first: none pays for a huge
+        neighbour, or is blamed for it.
         """
         if left := self._run(steps, max(1, min(self._workers, len(steps)))):
             self._write_down()
@@ -145,7 +146,9 @@ class _Work:
         with ThreadPoolExecutor(workers, thread_name_prefix="publish") as pool:
             try:
                 while running or (waiting and not short):
-                    for step in [step for step in waiting if step.needs <= finished and not short]:
+                    # No more than run at once: what waited in the pool would go on side by side after a shortage.
+                    ready = [step for step in waiting if step.needs <= finished and not short]
+                    for step in ready[: workers - len(running)]:
                         waiting.remove(step)
                         running[pool.submit(self._step, step)] = step
                     ended = wait(running, timeout=_LOOK_AT_BUDGET_SECONDS, return_when=FIRST_COMPLETED).done
