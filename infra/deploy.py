@@ -22,6 +22,7 @@ from stack_tools import (
     Json,
     Voice,
     alone,
+    bring_up,
     compose,
     configuration,
     containers,
@@ -29,7 +30,6 @@ from stack_tools import (
     end_by_exception,
     run,
     seconds,
-    setting,
     wait_healthy,
 )
 from volumes import volumes_of
@@ -135,7 +135,7 @@ def deploy(project: str, services: dict[str, Json], volumes: dict[str, str], *, 
             get_images(query)
         refuse_interrupted(str(query["image"]), volumes)
         voice.say("nothing runs yet: a plain start")
-        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", setting("BI_UP_SECONDS", "300"), timeout=3600)
+        bring_up(project, seconds("BI_UP_SECONDS", "300"))
         read_anew(project, voice)
         return 0
     one_shots = [name for name, service in services.items() if service.get("restart") == "no"]
@@ -220,9 +220,9 @@ def update(project: str, *groups: list[str]) -> None:
     must be healthy in the end.
     """
     before = {container["Id"] for container in containers(project)}
-    limit = setting("BI_UP_SECONDS", "300")
+    within_seconds = seconds("BI_UP_SECONDS", "300")
     for services in filter(None, groups):
-        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", limit, *services, timeout=900)
+        bring_up(project, within_seconds, *services, timeout=within_seconds + 600)
     after = containers(project)
     replaced = sorted({str(c["Config"]["Labels"][SERVICE_LABEL]) for c in after if c["Id"] not in before})
     voice.say(f"replaced besides: {', '.join(replaced)}" if replaced else "no other service had to be replaced")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from stack_tools import SERVICE_LABEL, Failure, Json, Voice, compose, containers, run, seconds
+from stack_tools import SERVICE_LABEL, Failure, Json, Voice, bring_up, compose, containers, run, seconds
 from volume_reading import OUTGOING
 from volumes import ask, existing
 
@@ -181,9 +181,7 @@ def undisturbed() -> Iterator[None]:
 def start(project: str, services: list[str], seconds: float) -> None:
     """Up and healthy within `seconds`, data published before. Raises `Failure` with the words of what is not."""
     try:
-        compose(
-            "up", "-d", "--no-build", "--wait", "--wait-timeout", f"{seconds:.0f}", *services, timeout=seconds + 3600
-        )
+        bring_up(project, seconds, *services, timeout=seconds + 3600)
     except Failure as failure:
         raise Failure("\n".join([str(failure).splitlines()[-1], *last_words(project)])) from failure
 

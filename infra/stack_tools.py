@@ -174,6 +174,19 @@ def containers(project: str, service: str = "", *, every: bool = False) -> list[
     return sorted(found, key=lambda container: str(container["Created"]))
 
 
+def bring_up(project: str, within_seconds: float, *services: str, timeout: float = 3600) -> None:
+    """These services, or all, up and healthy `within_seconds` of their start. Raises `Failure` naming those that are not."""
+    compose("up", "-d", "--no-build", "--wait", "--wait-timeout", f"{within_seconds:.0f}", *services, timeout=timeout)
+    # Compose 2.26 ends with 0 when the time is over, whatever is not healthy yet.
+    states = [
+        (str(container["Config"]["Labels"][SERVICE_LABEL]), container["State"].get("Health", {}).get("Status"))
+        for container in containers(project)
+    ]
+    unwell = {name for name, health in states if health in ("starting", "unhealthy") and name in (services or (name,))}
+    if unwell:
+        raise Failure(f"not healthy within {within_seconds:g} s: {', '.join(sorted(unwell))}")
+
+
 def wait_healthy(container: str, within_seconds: float) -> None:
     """Until docker calls it healthy. Raises `Failure`, with its last log lines, when it ends, or time does."""
     deadline = time.monotonic() + within_seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -171,6 +173,29 @@ def engine_of(folder: Path, *lines: str) -> dict[str, str]:
     docker.write_text("\n".join(["#!/bin/sh", f'echo "$*" >> {folder}/asked', 'case "$*" in', *lines, "esac", ""]))
     docker.chmod(0o755)
     return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "health", "said"),
+    [
+        ((), "unhealthy", "not healthy within 30 s: redis"),
+        (("redis",), "starting", "not healthy within 30 s: redis"),
+        (("edge",), "unhealthy", None),
+        ((), "healthy", None),
+    ],
+)
+def test_a_compose_whose_time_is_over_is_not_taken_at_its_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], health: str, said: str | None
+) -> None:
+    labels = {stack_tools.SERVICE_LABEL: "redis"}
+    redis = {"Created": "1", "Config": {"Labels": labels}, "State": {"Health": {"Status": health}}}
+    exporter = {"Created": "2", "Config": {"Labels": {stack_tools.SERVICE_LABEL: "exporter"}}, "State": {}}
+    answer = json.dumps([redis, exporter])
+    path = engine_of(tmp_path, "'ps '*) echo one;;", f"'inspect '*) echo '{answer}';;")["PATH"]
+    monkeypatch.setenv("PATH", path)
+    with pytest.raises(Failure, match=said) if said else contextlib.nullcontext():
+        stack_tools.bring_up("p", 30, *asked)
+    assert "up -d --no-build --wait --wait-timeout 30" in (tmp_path / "asked").read_text()
 
 
 def test_what_a_creation_that_failed_half_way_has_made_is_known_and_goes(

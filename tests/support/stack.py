@@ -145,7 +145,14 @@ class Stack(DockerCompose):
             "up", "-d", "--no-build", "--wait", "--wait-timeout", str(UP_SECONDS), *scale, *flags, *services, *recreate,
             timeout=UP_SECONDS + 60, check=False,
         )  # fmt: skip
-        if done.returncode != 0:
+        # Compose 2.26 ends with 0 when the time is over, whatever is not healthy yet.
+        named = {*services, *recreate}
+        is_late = any(
+            c["State"].get("Health", {}).get("Status") == "starting"
+            for c in self.inspect(running=True)
+            if not named or c["Config"]["Labels"][SERVICE_LABEL] in named
+        )
+        if done.returncode != 0 or is_late:
             raise AssertionError(f"the stack did not become healthy: {done.stderr.strip()[-800:]}\n{self.explain()}")
         return time.monotonic() - started
 
