@@ -127,6 +127,8 @@ def test_rows_are_added_up_where_that_is_declared(tmp_path: Path) -> None:
     )
     assert said(catalogue, "town with the highest rate", *rows, limit="5") == "Shops: 3 rows, all in the result."
     assert said(catalogue, "sales by town", *rows, limit="5") == "Shops: 3 rows, all in the result."
+    of_one_town = [{**row, "town": "x"} for row in rows]
+    assert said(catalogue, "sales by town", *of_one_town, limit="5").endswith("In total: amount 55.")
     assert said(catalogue, "how much sales", *rows, limit="3") == "Shops: 3 rows, all in the result.", (
         "there may be more"
     )

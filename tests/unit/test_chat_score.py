@@ -19,6 +19,7 @@ from bi_query.catalogue_dir import demo_catalogue_dir
 from bi_query.parameters import bind
 
 from loadtest.chat import score
+from loadtest.chat.asking import Chat
 from loadtest.chat.cli import main
 from loadtest.chat.grading import Reply, grade
 from loadtest.chat.questions import QUESTIONS, Choice, Question, load_questions
@@ -260,6 +261,7 @@ def answering(answers: Mapping[str, tuple[int, dict[str, str], dict[str, Any]]])
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             listed = [{"name": name, "default": value} for name, value in DEFAULTS["top"].items()]
+            listed[0]["if_not_named"] = "ALL"
             self.answer(200, {}, {"queries": [{"name": "top", "parameters": listed}]})
 
         def do_POST(self) -> None:
@@ -285,6 +287,18 @@ def answering(answers: Mapping[str, tuple[int, dict[str, str], dict[str, Any]]])
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_what_a_question_means_that_names_no_value_is_no_made_up_value() -> None:
+    with answering({}) as url, Chat(url) as chat:
+        defaults = chat.defaults()
+    assert defaults["top"]["department"] == "ALL"
+    assert grade(
+        NAMED, named("top", limit=5, from_date="2017-03-01", department="ALL"), defaults, with_model=False
+    ).right
+    assert not grade(
+        NAMED, named("top", limit=5, from_date="2017-03-01", department="X"), defaults, with_model=False
+    ).right
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import Any, Literal
@@ -39,6 +39,8 @@ def spoken(query: NamedQuery | None, values: Mapping[str, object], result: Mappi
         column = next(iter(says.rows))
         rows = tuple(row for row in result["rows"] if column in found.places and found.text(row, column) in wish.rows)
         return found.said("rows", says, rows, column) if rows else Spoken("none")
+    # Rows of one value alone, as of the department asked for, need no adding up by it.
+    wish = replace(wish, each=tuple(name for name in wish.each if found.differ(name)))
     if wish.is_best and says.measures:
         return _best(says, query, values, found, wish) or Spoken("none")
     if not wish.is_best and not wish.each and found.is_whole and (column := _first(wish.named, says.adds)):
@@ -73,6 +75,10 @@ class _Found:
 
     def text(self, row: Sequence[Any], name: str) -> str:
         return str(row[self.places[name]])
+
+    def differ(self, name: str) -> bool:
+        """Whether the rows have several values in a column."""
+        return name in self.places and len({self.text(row, name) for row in self.rows}) > 1
 
     def is_left_out(self, row: Sequence[Any], not_best: Mapping[str, Sequence[str]]) -> bool:
         return any(name in self.places and self.text(row, name) in texts for name, texts in not_best.items())
@@ -125,8 +131,6 @@ def _asked(says: Says, query: NamedQuery | None, values: Mapping[str, object], w
 
 
 def _best_of_each(found: _Found, rows: Sequence[tuple[int, Sequence[Any]]], name: str, column: str) -> Spoken | None:
-    if name not in found.places:
-        return None
     groups: dict[str, list[Sequence[Any]]] = {}
     for _, row in rows:
         groups.setdefault(found.text(row, name), []).append(row)
