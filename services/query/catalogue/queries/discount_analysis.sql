@@ -17,6 +17,8 @@ ask:
   - list value and discounts
   - loyalty discounts
   - discount rate
+  - discounts in dollars
+  - descontos em dólares
 says:
   ranked_by: {sort_by: {rate: discount_pct, discount: discount_usd}}
   best_by: [sales_usd, list_usd, units]
@@ -41,7 +43,7 @@ parameters:
     choices: [rate, discount]
     description: "What makes a row come first: the discount as a part of list value, or in dollars."
     synonyms:
-      rate: [by discount rate, highest discount rate, por taxa de desconto, maior taxa de desconto]
+      rate: [by rate, por taxa]
       discount: [in dollars, in value, by value, in absolute terms, em dólares, em valor, por valor, em valores absolutos]
   min_sales_usd: {type: number, default: 100, minimum: 0, maximum: 1000000000, description: "Leave out rows below these sales."}
   limit:
