@@ -33,12 +33,15 @@ class Chat:
         self._client.close()
 
     def defaults(self) -> Defaults:
-        """The named queries' defaults. Raises NotAsked."""
+        """The named queries' defaults, or what a question means that does not name them. Raises NotAsked."""
         response = self._within_quota("GET", QUERIES)
         if response.status_code != 200:
             raise NotAsked(f"{QUERIES} answered {response.status_code}: {response.text[:200]}")
         return {
-            query["name"]: {parameter["name"]: parameter.get("default") for parameter in query["parameters"]}
+            query["name"]: {
+                parameter["name"]: parameter.get("if_not_named", parameter.get("default"))
+                for parameter in query["parameters"]
+            }
             for query in response.json()["queries"]
         }
 

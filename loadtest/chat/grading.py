@@ -1,4 +1,7 @@
-"""Whether an answer is right. Strict: the right query and every stated parameter, none made up; or the right rows."""
+"""Whether an answer is right. Strict: the right query and every stated parameter, none made up; or the right rows.
+
+Apart from that, where a question says so, whether the answer's sentence holds the figures that were asked for.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,8 @@ class Verdict:
     right: bool
     expected: str
     chosen: str
+    is_said: bool | None = None
+    """Whether the sentence holds what it must; None where the question does not say what."""
 
 
 def grade(question: Question, reply: Reply, defaults: Defaults, *, with_model: bool) -> Verdict:
@@ -62,7 +67,14 @@ def grade(question: Question, reply: Reply, defaults: Defaults, *, with_model: b
         expected = f"rows {_rows_shown(question.result)}"
     else:
         right, expected = reply.refused, "cannot answer"
-    return Verdict(question, reply, right, expected, _chosen(reply, defaults))
+    return Verdict(question, reply, right, expected, _chosen(reply, defaults), _is_said(question, reply))
+
+
+def _is_said(question: Question, reply: Reply) -> bool | None:
+    if not question.says:
+        return None
+    sentence = str(reply.document.get("answer", ""))
+    return reply.status == 200 and all(text in sentence for text in question.says)
 
 
 def _is_choice(choice: Choice, reply: Reply, defaults: Defaults) -> bool:

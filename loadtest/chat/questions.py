@@ -14,7 +14,7 @@ Kind = Literal["named", "cannot_answer", "sql"]
 QUESTIONS = Path(__file__).with_name("questions.yaml")
 _KEY_OF_KIND: dict[Kind, str] = {"named": "query", "cannot_answer": "cannot_answer", "sql": "result"}
 _CHOICE_KEYS = {"query", "params", "may"}
-_KEYS = _CHOICE_KEYS | {"id", "language", "question", "or", "cannot_answer", "result", "ordered", "sql"}
+_KEYS = _CHOICE_KEYS | {"id", "language", "question", "or", "cannot_answer", "result", "ordered", "sql", "says"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Question:
-    """`choices` are of a named question, `result` (rows) and `sql` (which gives them) of one that only SQL answers."""
+    """`choices` are of a named question, `result` (rows) and `sql` (which gives them) of one that only SQL answers.
+
+    `says` are the texts that the answer's sentence must hold; of most questions it is not graded.
+    """
 
     id: str
     language: Language
@@ -41,6 +44,7 @@ class Question:
     result: tuple[tuple[Any, ...], ...] = ()
     ordered: bool = False
     sql: str = ""
+    says: tuple[str, ...] = ()
 
 
 def shown(query: str, params: Mapping[str, Any]) -> str:
@@ -69,6 +73,10 @@ def _question(entry: Mapping[str, Any]) -> Question:
         raise ValueError(f"{name}: needs exactly one of query, cannot_answer, result")
     if (kinds[0] == "sql") != ("sql" in entry):
         raise ValueError(f"{name}: a result needs the SQL that gives it, and only a result does")
+    says = entry.get("says", [])
+    are_texts = isinstance(says, list) and all(isinstance(text, str) and text for text in says)
+    if not are_texts or (says and kinds[0] != "named"):
+        raise ValueError(f"{name}: says is a list of texts, of a question that a named query answers")
     return Question(
         id=name,
         language=entry["language"],
@@ -78,6 +86,7 @@ def _question(entry: Mapping[str, Any]) -> Question:
         result=tuple(tuple(row) for row in entry.get("result", ())),
         ordered=entry.get("ordered", False),
         sql=entry.get("sql", ""),
+        says=tuple(says),
     )
 
 

@@ -14,6 +14,12 @@ def accuracy(verdicts: Sequence[Verdict]) -> float:
     return sum(verdict.right for verdict in verdicts) / len(verdicts) if verdicts else 0.0
 
 
+def sentences(verdicts: Sequence[Verdict]) -> float:
+    """The share of the graded sentences that hold what was asked for; 1 without any."""
+    said = [verdict.is_said for verdict in verdicts if verdict.is_said is not None]
+    return sum(said) / len(said) if said else 1.0
+
+
 def document(verdicts: Sequence[Verdict], *, with_model: bool) -> dict[str, Any]:
     """The report: counts, tokens, seconds, and every question with its outcome."""
     p50, p95 = _quantiles([verdict.reply.seconds for verdict in verdicts])
@@ -21,6 +27,10 @@ def document(verdicts: Sequence[Verdict], *, with_model: bool) -> dict[str, Any]
         "with_model": with_model,
         "accuracy": round(accuracy(verdicts), 4),
         "all": _count(verdicts),
+        "sentences": {
+            "right": sum(verdict.is_said is True for verdict in verdicts),
+            "asked": sum(verdict.is_said is not None for verdict in verdicts),
+        },
         "by_language": _grouped(verdicts, lambda verdict: verdict.question.language),
         "by_kind": _grouped(verdicts, lambda verdict: verdict.question.kind),
         "tokens": {
@@ -37,6 +47,9 @@ def document(verdicts: Sequence[Verdict], *, with_model: bool) -> dict[str, Any]
                 "right": verdict.right,
                 "expected": verdict.expected,
                 "chosen": verdict.chosen,
+                "says": list(verdict.question.says),
+                "answer": verdict.reply.document.get("answer"),
+                "said": verdict.is_said,
                 "tokens": sum(verdict.reply.tokens),
                 "seconds": round(verdict.reply.seconds, 4),
             }
@@ -46,9 +59,11 @@ def document(verdicts: Sequence[Verdict], *, with_model: bool) -> dict[str, Any]
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for a terminal: the score, what it cost, and one line for each miss."""
+    """The report for a terminal: queries chosen rightly, sentences that say what was asked, the cost, each miss."""
     misses = [entry for entry in report["questions"] if not entry["right"]]
     counts = [("all", report["all"]), *report["by_language"].items(), *report["by_kind"].items()]
+    if report["sentences"]["asked"]:
+        counts.append(("sentences", report["sentences"]))
     tokens, seconds = report["tokens"], report["seconds"]
     lines = [
         f"{name:<14} {count['right']:>4} of {count['asked']:>4}  {count['right'] / count['asked']:>6.1%}"
@@ -62,6 +77,11 @@ def as_text(report: dict[str, Any]) -> str:
     lines += [
         f"miss {entry['id']}: {entry['question']!r} expected {entry['expected']}; got {entry['chosen']}"
         for entry in misses
+    ]
+    lines += [
+        f"sentence {entry['id']}: {entry['question']!r} must say {', '.join(entry['says'])}; got {entry['answer']!r}"
+        for entry in report["questions"]
+        if entry["said"] is False
     ]
     return "\n".join(lines)
 

@@ -267,6 +267,23 @@ def test_a_follow_up_keeps_the_query_and_what_it_does_not_change(demo: Chat) -> 
     assert {**kept, "department": "GROCERY"}.items() <= answer["params"].items()
 
 
+def test_a_follow_up_states_the_same_figure_of_the_new_period(demo: Chat) -> None:
+    first = ("Quantos clientes compraram em agosto de 2017?", "dashboard_metrics")
+    answer = demo.ask("e em setembro?", conversation=conversation(first))
+    households = next(row for row in answer["result"]["rows"] if row[0] == "households")
+    figure = f"{households[2]:,.0f}".replace(",", ".")
+    assert f"clientes, valor atual {figure}, " in answer["answer"]
+
+
+def test_a_follow_up_by_department_stays_by_department_and_one_department_has_its_total(demo: Chat) -> None:
+    turns = conversation(("sales forecast by department, next 2 weeks", "sales_forecast"))
+    answer = demo.ask("and the next 3 weeks?", conversation=turns)
+    assert (answer["params"]["department"], answer["params"]["weeks"]) == (None, 3)
+    answer = demo.ask("and for the deli?", conversation=turns)
+    assert (answer["params"]["department"], answer["params"]["weeks"]) == ("DELI", 2)
+    assert "In total: forecast US$ " in answer["answer"]
+
+
 def test_a_follow_up_of_values_alone_belongs_to_the_query_before_it_though_another_has_such_values(demo: Chat) -> None:
     first = ("top 5 products in produce in March", "top_products")
     kept = {"limit": 5, "department": "PRODUCE", "from_date": "2017-03-01", "to_date": "2017-03-31"}

@@ -30,7 +30,7 @@ def test_an_expected_result_is_what_its_sql_gives(demo_service: Service, questio
     assert verdict.right, verdict.chosen
 
 
-def test_without_a_model_nine_of_ten_questions_are_answered_rightly(
+def test_without_a_model_nine_of_ten_questions_are_answered_rightly_and_sentences_say_what_was_asked(
     demo_service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Chat(demo_service.url) as chat:
@@ -41,6 +41,7 @@ def test_without_a_model_nine_of_ten_questions_are_answered_rightly(
     assert not with_model
     assert report["all"]["asked"] == len(QUESTIONS)
     assert score.accuracy(verdicts) >= AIM
+    assert score.sentences(verdicts) >= AIM
 
 
 @pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])

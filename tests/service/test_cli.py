@@ -233,6 +233,12 @@ HEADER = "/*---\ntitle: T\nfreshness: quick\n"
             "d=a",
         ),
         (HEADER + "titel: x\n---*/\nselect 1", 4, "titel"),
+        (
+            HEADER
+            + "says:\n  rows: {shop: {north: [north]}}\n  said: [shop,\n    nope]\n---*/\nselect shop from sales",
+            7,
+            "says.said: the result has no column 'nope'",
+        ),
         (HEADER + "---*/\nselect 1;\nselect 2", 6, "expected one SELECT"),
         (HEADER + "---*/\nselect 1\nwhere where", 6, "syntax error"),
     ],

@@ -165,6 +165,7 @@ def test_the_one_day_week_is_not_full_and_christmas_week_is(demo: Demo) -> None:
 def test_stores_are_ranked_by_what_was_asked(demo: Demo, lines: duckdb.DuckDBPyConnection) -> None:
     orders = {"sales": "sum(sales_value)", "baskets": "count(distinct basket_id)"}
     orders["sales_per_basket"] = "sum(sales_value) / count(distinct basket_id)"
+    orders |= {"units": "sum(quantity)", "households": "count(distinct household_id)"}
     for sort_by, expression in orders.items():
         answer = demo.rows("store_ranking", **SPRING, department="GROCERY", sort_by=sort_by, min_baskets=20, limit=15)
         plain = fetch(
@@ -228,6 +229,45 @@ def test_suppliers_are_manufacturers_with_their_change_and_private_label(
         answer[0]["manufacturer_id"],
     )
     assert answer[0]["households"] == reach
+
+
+@pytest.mark.parametrize("sort_by", ["sales", "change", "units", "baskets"])
+def test_departments_come_in_the_order_asked_for_with_unknown_figures_last(demo: Demo, sort_by: str) -> None:
+    column = {"sales": "sales_usd", "change": "change_pct"}.get(sort_by, sort_by)
+    by_sales = demo.rows("department_performance", **SPRING)
+    rows = demo.rows("department_performance", **SPRING, sort_by=sort_by)
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    assert in_order(rows, column)
+    without_rank = [{key: value for key, value in row.items() if key != "rank"} for row in rows + by_sales]
+    assert all(without_rank.count(row) == 2 for row in without_rank), "the same figures in another order"
+    assert demo.rows("department_performance", **SPRING, sort_by=sort_by, limit=3) == rows[:3]
+
+
+@pytest.mark.parametrize(("sort_by", "column"), [("sales", "sales_usd"), ("change", "change_pct"), ("units", "units")])
+def test_suppliers_come_in_the_order_asked_for_those_below_the_least_sales_left_out(
+    demo: Demo, sort_by: str, column: str
+) -> None:
+    given = {"from_date": "2017-07-01", "to_date": "2017-09-30", "min_sales_usd": 1000}
+    rows = demo.rows("suppliers", **given, sort_by=sort_by, limit=1000)
+    assert in_order(rows, column)
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    assert min(row["sales_usd"] for row in rows) >= 1000
+    figures = {row["manufacturer_id"]: (row["share_pct"], row["change_pct"]) for row in demo.rows("suppliers", **given)}
+    assert figures.items() <= {row["manufacturer_id"]: (row["share_pct"], row["change_pct"]) for row in rows}.items()
+
+
+@pytest.mark.parametrize(("sort_by", "column"), [("rate", "discount_pct"), ("discount", "discount_usd")])
+def test_discounts_come_in_the_order_asked_for(demo: Demo, sort_by: str, column: str) -> None:
+    rows = demo.rows("discount_analysis", **SPRING, level="category", sort_by=sort_by, limit=1000)
+    assert len(rows) > 100
+    assert in_order(rows, column)
+
+
+def in_order(rows: list[Row], column: str) -> bool:
+    """Whether the largest figure comes first, and no figure after all others."""
+    figures = [row[column] for row in rows]
+    known = [figure for figure in figures if figure is not None]
+    return figures == sorted(known, reverse=True) + [None] * (len(figures) - len(known))
 
 
 WITH_DEPARTMENT = [

@@ -263,7 +263,7 @@ ANSWERED: list[tuple[str, str, dict[str, str]]] = [
     (
         "Which departments grew the most in Q2?",
         "department_performance",
-        {"from_date": "2017-04-01", "to_date": "2017-06-30"},
+        {"sort_by": "change", "from_date": "2017-04-01", "to_date": "2017-06-30"},
     ),
     (
         "faturamento por setor na semana passada",

@@ -105,6 +105,37 @@ FAULTS = {
         5,
         "ask is for numbers",
     ),
+    "a sentence by no parameter": (
+        GOOD + "\nsays:\n  ranked_by:\n    b: {x: amount}",
+        "select $a",
+        8,
+        "says.ranked_by: there is no parameter 'b' with choices",
+    ),
+    "a sentence without a choice": (
+        "title: T\nfreshness: quick\nsays:\n  ranked_by: {a: {x: n}}\nparameters:\n  a: {type: string, choices: [x, y]}",
+        "select $a",
+        5,
+        "says.ranked_by: a has other choices: y",
+    ),
+    "a sentence of two kinds of rows": (
+        GOOD + "\nsays:\n  rows: {n: {x: [ex]}, m: {y: [why]}}",
+        "select $a",
+        7,
+        "says.rows",
+    ),
+    "a sentence's figure without words": (
+        GOOD + "\nsays:\n  best_by: [n]\n  adds:\n    - n",
+        "select $a",
+        7,
+        "says.best_by: vocabulary.yaml has no words for 'n' in measures",
+    ),
+    "an unknown key of a sentence": (GOOD + "\nsays:\n  best: [n]", "select $a", 7, "says.best: Extra inputs"),
+    "what is meant and not taken": (
+        GOOD.replace("maximum: 9", "maximum: 9, if_not_named: 10"),
+        "select $a",
+        5,
+        "if_not_named: '10' is too large",
+    ),
     "syntax error": (GOOD, "select $a\nfrom range(3)\nwhere where", 9, "syntax error"),
 }
 
@@ -149,6 +180,7 @@ VOCABULARY_FAULTS = [
     ("absent: [margin, 1.5, true]", 1, "put quotes around it"),
     ("labels: {fr: {a: montant}}", 1, "labels.fr"),
     ("labels:\n  pt: {a: ''}", 2, "a phrase needs a letter"),
+    ("measures:\n  n: [on]", 2, "put quotes around it"),
     ("first_week: 2016-12-27", 1, "first_week: a week begins on a Monday"),
 ]
 

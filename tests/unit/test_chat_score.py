@@ -19,6 +19,7 @@ from bi_query.catalogue_dir import demo_catalogue_dir
 from bi_query.parameters import bind
 
 from loadtest.chat import score
+from loadtest.chat.asking import Chat
 from loadtest.chat.cli import main
 from loadtest.chat.grading import Reply, grade
 from loadtest.chat.questions import QUESTIONS, Choice, Question, load_questions
@@ -180,6 +181,36 @@ def test_the_report_counts_by_language_and_kind_and_names_every_miss() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("sentence", "is_said"),
+    [
+        ("T: the first: a 2.034.", True),
+        ("T: the first: a 2.034, b 7.", True),
+        ("T: the first: b 7.", False),
+        ("", False),
+    ],
+)
+def test_a_sentence_is_right_when_it_holds_every_text_that_the_question_names(sentence: str, is_said: bool) -> None:
+    question = Question("s", "en", "how many?", "named", (Choice("top", {}, {}),), says=("a", "2.034"))
+    answer = reply({**named("top").document, "answer": sentence})
+    verdict = grade(question, answer, DEFAULTS, with_model=False)
+    assert (verdict.right, verdict.is_said) == (True, is_said), "graded apart from the query"
+
+
+def test_sentences_are_counted_apart_and_each_wrong_one_is_shown() -> None:
+    question = Question("s", "en", "how many?", "named", (Choice("top", {}, {}),), says=("7",))
+    told = [{**named("top").document, "answer": text} for text in ("a 7", "a 8")]
+    graded = [grade(question, reply(document), DEFAULTS, with_model=False) for document in told]
+    graded.append(grade(REFUSAL, reply(CANNOT), DEFAULTS, with_model=False))
+    report = score.document(graded, with_model=False)
+    assert (report["all"], report["sentences"]) == ({"right": 3, "asked": 3}, {"right": 1, "asked": 2})
+    text = score.as_text(report)
+    assert "sentences         1 of    2   50.0%" in text
+    assert "sentence s: 'how many?' must say 7; got 'a 8'" in text
+    assert "sentences" not in score.as_text(score.document(graded[-1:], with_model=False))
+    assert score.sentences(graded[-1:]) == 1
+
+
 def test_the_set_is_large_and_even_and_asks_for_every_query() -> None:
     questions = load_questions()
     kinds, languages = Counter(q.kind for q in questions), Counter(q.language for q in questions)
@@ -195,7 +226,7 @@ def test_the_set_is_large_and_even_and_asks_for_every_query() -> None:
 def test_every_expected_value_is_one_that_its_query_takes() -> None:
     queries = load_catalogue(demo_catalogue_dir()).queries
     for choice in (choice for question in load_questions() for choice in question.choices):
-        texts = [(name, str(value)) for name, value in choice.params.items()]
+        texts = [(name, str(value)) for name, value in choice.params.items() if value is not None]
         assert choice.params.items() <= bind(queries[choice.query].parameters, texts).items()
         for name, values in choice.may.items():
             for value in values:
@@ -209,6 +240,8 @@ def test_every_expected_value_is_one_that_its_query_takes() -> None:
         ({"parms": {}}, "unknown keys"),
         ({"language": "fr"}, "language"),
         ({"sql": "select 1"}, "needs the SQL"),
+        ({"says": "7"}, "says is a list of texts"),
+        ({"says": [7]}, "says is a list of texts"),
         ({"params": {"limit": 1}, "may": {"limit": [2]}}, "both stated and left open"),
     ],
 )
@@ -228,6 +261,7 @@ def answering(answers: Mapping[str, tuple[int, dict[str, str], dict[str, Any]]])
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             listed = [{"name": name, "default": value} for name, value in DEFAULTS["top"].items()]
+            listed[0]["if_not_named"] = "ALL"
             self.answer(200, {}, {"queries": [{"name": "top", "parameters": listed}]})
 
         def do_POST(self) -> None:
@@ -253,6 +287,18 @@ def answering(answers: Mapping[str, tuple[int, dict[str, str], dict[str, Any]]])
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_what_a_question_means_that_names_no_value_is_no_made_up_value() -> None:
+    with answering({}) as url, Chat(url) as chat:
+        defaults = chat.defaults()
+    assert defaults["top"]["department"] == "ALL"
+    assert grade(
+        NAMED, named("top", limit=5, from_date="2017-03-01", department="ALL"), defaults, with_model=False
+    ).right
+    assert not grade(
+        NAMED, named("top", limit=5, from_date="2017-03-01", department="X"), defaults, with_model=False
+    ).right
 
 
 @pytest.fixture

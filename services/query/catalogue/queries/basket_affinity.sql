@@ -21,6 +21,8 @@ ask:
   - "{category} bought together"
   - "what do people buy with {category}"
   - "products bought with {category}"
+says:
+  ranked_by: {sort_by: {lift: lift, confidence: confidence_pct, baskets: baskets_with_both}}
 freshness: reports
 timeout_seconds: 5
 parameters:

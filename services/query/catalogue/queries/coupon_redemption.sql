@@ -19,6 +19,8 @@ ask:
   - campaigns
   - best campaign
   - which campaign worked best
+says:
+  best_by: [household_redemption_pct, redemptions, households_redeeming, households_targeted, coupons_redeemed]
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -18,6 +18,9 @@ ask:
   - which customers spend the most
   - demographic profile of customers
   - which segment buys most
+says:
+  best_by: [sales_per_household_usd, sales_usd, share_pct, households, baskets, sales_per_basket_usd, discount_pct]
+  not_best: {segment: [UNKNOWN]}
 freshness: reports
 timeout_seconds: 5
 parameters:

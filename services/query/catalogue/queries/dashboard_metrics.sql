@@ -34,6 +34,26 @@ ask:
   - figures versus the previous period
   - sales growth
   - sales compared with the previous period
+says:
+  said: [metric, current_value, unit, change_pct]
+  rows:
+    metric:
+      sales: [sales, sold, sell, selling, revenue, turnover, takings, vendas, vender, vendemos, vendeu, vendido, venderam,
+        faturamento, faturamos, faturou, faturaram, receita]
+      baskets: [baskets, transactions, visits, purchases, tickets, receipts, cestas, transações, visitas, compras, carrinhos]
+      households: [customers, households, shoppers, buyers, people, clientes, domicílios, famílias, consumidores,
+        compradores, pessoas]
+      units: [units, units sold, units did we sell, unidades, unidades vendidas, unidades vendemos, pieces, peças, items sold]
+      sales_per_basket: [sales per basket, average basket, average basket value, average ticket, average sale, basket size,
+        basket value, spend per basket, average spend per basket, sales per transaction, spend per visit, vendas por cesta,
+        gasto por cesta, gasto por compra, gasto médio por cesta, valor por cesta, ticket médio, tíquete médio, cesta média,
+        valor da cesta, valor médio da cesta, valor médio da compra]
+      lines_per_basket: [lines per basket, items per basket, itens por cesta, linhas por cesta]
+      sales_per_household: [sales per household, sales per customer, spend per customer, spend per household, spending per
+          customer, average spend per customer, average customer spend, gasto por cliente, gasto médio por cliente, vendas por
+          cliente, valor por cliente, compra média por cliente]
+      discount: [discount, discounts, descontos]
+      discount_rate: [discount rate, taxa de desconto, percentual de desconto]
 freshness: dashboard_metrics
 timeout_seconds: 5
 parameters:

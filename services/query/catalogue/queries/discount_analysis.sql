@@ -3,7 +3,7 @@ title: Discount analysis
 titles: {pt: Análise de descontos}
 description: >-
   List value, the store's discounts (loyalty price and coupon match) and sales between two days (both included), per
-  department or product category, deepest discount first. An unknown department gives no rows.
+  department or product category, deepest discount first (or the largest in dollars, with sort_by). An unknown department gives no rows.
 ask:
   - discounts
   - total discount
@@ -17,6 +17,11 @@ ask:
   - list value and discounts
   - loyalty discounts
   - discount rate
+  - discounts in dollars
+  - descontos em dólares
+says:
+  ranked_by: {sort_by: {rate: discount_pct, discount: discount_usd}}
+  best_by: [sales_usd, list_usd, units]
 freshness: reports
 timeout_seconds: 5
 parameters:
@@ -32,6 +37,14 @@ parameters:
       category: [by category, per category, categories, category, product category, por categoria, categorias,
         categoria, cada categoria]
       department: [by department, per department, por departamento, departments, departamentos]
+  sort_by:
+    type: string
+    default: rate
+    choices: [rate, discount]
+    description: "What makes a row come first: the discount as a part of list value, or in dollars."
+    synonyms:
+      rate: [by rate, por taxa]
+      discount: [in dollars, in value, by value, in absolute terms, em dólares, em valor, por valor, em valores absolutos]
   min_sales_usd: {type: number, default: 100, minimum: 0, maximum: 1000000000, description: "Leave out rows below these sales."}
   limit:
     type: integer
@@ -68,5 +81,9 @@ select
     round(sales_usd::double / nullif(units, 0), 2) as sales_per_unit_usd
 from totals
 where sales_usd >= $min_sales_usd::double
-order by discount_pct desc nulls last, sales_usd desc, department, product_category nulls first
+order by
+    case when $sort_by::varchar = 'discount' then discount_usd else discount_pct end desc nulls last,
+    sales_usd desc,
+    department,
+    product_category nulls first
 limit $limit::integer

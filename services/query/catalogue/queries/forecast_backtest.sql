@@ -14,6 +14,8 @@ ask:
   - previsto contra realizado
   - previsto e realizado por semana
   - past forecasts
+says:
+  best_by: [sales_usd, forecast_usd]
 freshness: forecast
 timeout_seconds: 5
 parameters:

@@ -16,6 +16,8 @@ ask:
   - customer retention
   - customers who came back
   - reactivated customers
+says:
+  best_by: [new_households, reactivated_households, active_households, households, sales_usd]
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -15,6 +15,8 @@ ask:
   - "product {product_id}"
   - "sales of product {product_id} by week"
   - "trend of product {product_id}"
+says:
+  best_by: [sales_usd, units, discount_pct, sales_per_unit_usd]
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -18,6 +18,8 @@ ask:
   - effect of display and mailer
   - promotion results by category
   - promotion performance
+says:
+  best_by: [uplift_pct, uplift_usd, promoted_sales_usd]
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -19,6 +19,8 @@ ask:
   - units by week
   - vendas por semana
   - evolução das vendas
+says:
+  best_by: [sales_usd, households, baskets, units, sales_per_basket_usd, discount_pct]
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -19,10 +19,14 @@ ask:
   - predict sales
   - total sales forecast
   - forecast
+says:
+  best_by: [forecast_usd]
+  adds: [forecast_usd]
+  each: {department: [department, departamento, setor, seção]}
 freshness: forecast
 timeout_seconds: 5
 parameters:
-  department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data, or ALL DEPARTMENTS; empty for every department.", examples: [GROCERY, ALL DEPARTMENTS]}
+  department: {type: string, default: null, if_not_named: ALL DEPARTMENTS, max_length: 64, description: "Department, exactly as in the data, or ALL DEPARTMENTS; empty for every department.", examples: [GROCERY, ALL DEPARTMENTS]}
   weeks:
     type: integer
     default: 8

@@ -2,7 +2,8 @@
 title: Store ranking
 titles: {pt: Ranking das lojas}
 description: >-
-  Stores between two days (both included) by sales, baskets or sales per basket, for all departments or one. Stores below
+  Stores between two days (both included) by sales, baskets, sales per basket, units or households, for all departments or
+  one. Stores below
   min_baskets are left out (a handful of baskets says little about a store); share_pct is of all stores' sales.
 ask:
   - store ranking
@@ -15,6 +16,10 @@ ask:
   - store performance
   - vendas por loja
   - best store
+says:
+  ranked_by:
+    sort_by: {sales: sales_usd, baskets: baskets, sales_per_basket: sales_per_basket_usd, units: units, households: households}
+  best_by: [share_pct, discount_pct]
 freshness: reports
 timeout_seconds: 5
 parameters:
@@ -24,16 +29,20 @@ parameters:
   sort_by:
     type: string
     default: sales
-    choices: [sales, baskets, sales_per_basket]
+    choices: [sales, baskets, sales_per_basket, units, households]
     description: "What makes a store rank first."
     synonyms:
       sales: [by sales, by revenue, por vendas, por faturamento]
       baskets: [by baskets, most baskets, number of baskets, most visits, by visits, most transactions, by
         transactions, mais cestas, número de cestas, por número de cestas, mais compras, por visitas, mais visitas,
-        por transações, mais transações, mais visitadas, most visited, mais tickets, by number of baskets]
+        por transações, mais transações, mais visitadas, most visited, mais tickets, by number of baskets, por cestas]
       sales_per_basket: [sales per basket, average basket, average ticket, basket size, basket value, ticket médio,
         tíquete médio, cesta média, vendas por cesta, spend per basket, gasto por cesta, per basket, por cesta, gasta
         mais por cesta, valor da cesta, valor por cesta]
+      units: [by units, units sold, number of units, most units, por unidades, número de unidades, mais unidades, em
+        unidades, in units, by quantity, por quantidade]
+      households: [by customers, number of customers, by households, number of households, por clientes, número de
+        clientes, quantidade de clientes]
   min_baskets: {type: integer, default: 1, minimum: 1, maximum: 1000000000, description: "Fewest baskets of a listed store."}
   limit:
     type: integer
@@ -86,6 +95,8 @@ ranked as (
                 case $sort_by::varchar
                     when 'baskets' then baskets::double
                     when 'sales_per_basket' then sales_usd::double / baskets
+                    when 'units' then units::double
+                    when 'households' then households::double
                     else sales_usd::double
                 end desc,
                 store_id

@@ -2,7 +2,7 @@
 title: Suppliers
 titles: {pt: Fornecedores}
 description: >-
-  Suppliers (manufacturers) by sales between two days (both included), with share, change on the period of the same length
+  Suppliers (manufacturers) by sales (or by change or units) between two days (both included), with share, change on the period of the same length
   before, private-label part and reach. products_sold, households and stores count the whole data, not the period.
   change_pct is empty when the data does not cover the earlier period. An unknown department gives no rows.
 ask:
@@ -16,6 +16,9 @@ ask:
   - growth of suppliers
   - private label sales by supplier
   - which supplier sells the most
+says:
+  ranked_by: {sort_by: {sales: sales_usd, change: change_pct, units: units}}
+  best_by: [share_pct, discount_pct, private_label_pct]
 freshness: suppliers
 timeout_seconds: 5
 parameters:
@@ -23,6 +26,17 @@ parameters:
   to_date: {type: date, default: 2017-12-31, minimum: 2017-01-01, maximum: 2030-12-31, description: "Last business day."}
   department: {type: string, default: null, max_length: 64, description: "Department, exactly as in the data; empty for all.", examples: [GROCERY]}
   min_sales_usd: {type: number, default: 0, minimum: 0, maximum: 1000000000, description: "Leave out suppliers below these sales."}
+  sort_by:
+    type: string
+    default: sales
+    choices: [sales, change, units]
+    description: "What makes a supplier rank first."
+    synonyms:
+      sales: []
+      change: [by growth, by change, grew the most, grew most, grown the most, growing the most, fastest growing, highest growth,
+        biggest growth, most growth, cresceu mais, cresceram mais, mais cresceu, mais cresceram, mais cresce, maior
+        crescimento, por crescimento, por variação]
+      units: [by units, most units, in units, por unidades, mais unidades, em unidades, by quantity, por quantidade]
   limit:
     type: integer
     default: 50
@@ -46,27 +60,43 @@ with totals as (
     group by manufacturer_id
 ),
 
+measured as (
+    select
+        *,
+        round(100 * sales_usd::double / nullif(sum(sales_usd) over (), 0)::double, 2) as share_pct,
+        case
+            when
+                $from_date::date - ($to_date::date - $from_date::date + 1)::integer
+                >= (select min(business_date) from calendar where has_data)
+                then round(100 * (sales_usd - previous_sales_usd)::double / nullif(previous_sales_usd, 0)::double, 2)
+        end as change_pct
+    from totals
+    where sales_usd is not null
+),
+
 ranked as (
     select
         *,
-        sum(sales_usd) over () as all_sales_usd,
-        row_number() over (order by sales_usd desc, manufacturer_id) as rank
-    from totals
-    where sales_usd is not null
+        row_number() over (
+            order by
+                case $sort_by::varchar
+                    when 'change' then change_pct
+                    when 'units' then units::double
+                    else sales_usd::double
+                end desc nulls last,
+                manufacturer_id
+        ) as rank
+    from measured
+    where sales_usd >= $min_sales_usd::double
 )
 
 select
     r.rank::integer as rank,
     r.manufacturer_id,
     r.sales_usd::double as sales_usd,
-    round(100 * r.sales_usd::double / nullif(r.all_sales_usd, 0)::double, 2) as share_pct,
+    r.share_pct,
     coalesce(r.previous_sales_usd, 0)::double as previous_sales_usd,
-    case
-        when
-            $from_date::date - ($to_date::date - $from_date::date + 1)::integer
-            >= (select min(business_date) from calendar where has_data)
-            then round(100 * (r.sales_usd - r.previous_sales_usd)::double / nullif(r.previous_sales_usd, 0)::double, 2)
-    end as change_pct,
+    r.change_pct,
     r.units::bigint as units,
     round(100 * (r.list_usd - r.sales_usd)::double / nullif(r.list_usd, 0)::double, 2) as discount_pct,
     round(100 * r.private_label_sales_usd::double / nullif(r.sales_usd, 0)::double, 2) as private_label_pct,
@@ -76,5 +106,5 @@ select
 from ranked as r
 left join suppliers_profile as p
     on r.manufacturer_id = p.manufacturer_id and p.department is not distinct from $department::varchar
-where r.sales_usd >= $min_sales_usd::double and r.rank <= $limit::integer
+where r.rank <= $limit::integer
 order by r.rank

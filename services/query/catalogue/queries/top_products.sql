@@ -16,6 +16,9 @@ ask:
   - mais vendidos
   - what sells the most
   - o que mais vende
+says:
+  ranked_by: {sort_by: {sales: sales_usd, units: units}}
+  best_by: [sales_per_unit_usd]
 freshness: top_products
 timeout_seconds: 5
 parameters:

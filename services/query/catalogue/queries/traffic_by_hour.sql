@@ -18,6 +18,12 @@ ask:
   - store traffic
   - when do people shop most
   - movimento por hora
+says:
+  best_by: [baskets, sales_usd, sales_per_basket_usd]
+  adds: [baskets, sales_usd]
+  each:
+    weekday: [weekday, day, day of the week, busiest days, dia, dia da semana]
+    local_hour: [hour, hour of the day, time, time of day, hora, hora do dia, horário, faixa horária]
 freshness: reports
 timeout_seconds: 5
 parameters:

@@ -31,6 +31,7 @@ from .parameters import Parameter
 from .phrases import PLACE, Language, Phrases
 from .policies import Policy
 from .policy_files import load_policies
+from .says import Says, measure_faults, says_faults
 from .vocabulary import Vocabulary, load_vocabulary
 
 __all__ = ["Catalogue", "CatalogueError", "Freshness", "Model", "NamedQuery", "Problem", "load_catalogue"]
@@ -59,6 +60,7 @@ class _QueryHeader(BaseModel):
     timeout_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     titles: dict[Language, str] = Field(default_factory=dict)
     ask: Phrases = ()
+    says: Says = Field(default_factory=Says)
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -85,7 +87,8 @@ class NamedQuery:
     """A governed SELECT with declared parameters. `digest` changes whenever the file does.
 
     `ask` are phrases in which people ask for it, in any language; `titles` the title in other languages than its own;
-    `labels` what its columns and parameters are called in each language, where the vocabulary says so.
+    `labels` what its columns and parameters are called in each language, where the vocabulary says so; `says` what of its
+    result an answer in words speaks, `says_lines` where each column of that is declared.
     """
 
     name: str
@@ -102,6 +105,8 @@ class NamedQuery:
     ask: tuple[str, ...] = ()
     titles: Mapping[Language, str] = field(default_factory=dict)
     labels: Mapping[Language, Mapping[str, str]] = field(default_factory=dict)
+    says: Says = field(default_factory=Says)
+    says_lines: Mapping[tuple[object, ...], int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry as `GET /api/v1/queries` gives it."""
@@ -143,6 +148,7 @@ def load_catalogue(folder: Path | None) -> Catalogue:
     problems: list[Problem] = []
     freshness = _load_freshness(folder / "freshness.yaml", problems)
     models, queries = {}, {}
+    files: list[CatalogueFile] = []
     policies = load_policies(folder / "policies.yaml", problems)
     with SelectParser() as parser:
         for file in read_sql_files(folder / "models", problems):
@@ -151,7 +157,11 @@ def load_catalogue(folder: Path | None) -> Catalogue:
         for file in read_sql_files(folder / "queries", problems):
             if (query := _query(file, parser, freshness, problems)) is not None:
                 queries[query.name] = query
+                files.append(file)
     vocabulary = load_vocabulary(folder / "vocabulary.yaml", [query.parameters for query in queries.values()], problems)
+    if not problems:  # else the words may be missing for another reason
+        for file in files:
+            problems += measure_faults(file, queries[file.path.stem].says, vocabulary.measures)
     if problems:
         raise CatalogueError(problems)
     queries = {name: replace(query, labels=vocabulary.labels) for name, query in queries.items()}
@@ -199,6 +209,7 @@ def _query(
         for name in set(PLACE.findall(phrase)) - set(header.parameters):
             line = file.line_of("ask", place)
             problems.append(Problem(file.path, line, f"ask: {phrase!r}: there is no parameter {name!r}"))
+    problems += says_faults(file, header.says, parameters)
     if header.freshness not in freshness:
         known = ", ".join(sorted(freshness)) or "none: add freshness.yaml"
         message = f"unknown freshness class {header.freshness!r} (known: {known})"
@@ -219,6 +230,8 @@ def _query(
         blake2b(repr((file.header, file.sql)).encode(), digest_size=6).hexdigest(),
         header.ask,
         header.titles,
+        says=header.says,
+        says_lines={keys: file.line_of("says", *keys) for keys, _ in header.says.names()},
     )
 
 

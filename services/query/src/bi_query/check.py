@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import orjson
+
 from .catalogue import Catalogue, NamedQuery, Problem
 from .engine import Engine
 from .engine_call import Job
@@ -9,6 +11,7 @@ from .engine_errors import QueryFailed
 from .errors import BiQueryError
 from .metrics import Metrics
 from .parameters import Value
+from .says import column_faults
 from .settings import Settings
 from .snapshot import Snapshot, SnapshotStore
 
@@ -25,8 +28,7 @@ async def check_queries(settings: Settings, catalogue: Catalogue) -> list[Proble
         problems: dict[tuple[str, int], Problem] = {}  # one a line: other values fail there the same way
         for query in catalogue.queries.values():
             for values in _bindings(query):
-                problem = await _run(engine, snapshot, query, values)
-                if problem is not None:
+                for problem in await _run(engine, snapshot, query, values):
                     problems.setdefault((query.name, problem.line), problem)
         return list(problems.values())
     finally:
@@ -34,15 +36,16 @@ async def check_queries(settings: Settings, catalogue: Catalogue) -> list[Proble
         store.close()
 
 
-async def _run(engine: Engine, snapshot: Snapshot, query: NamedQuery, values: dict[str, Value]) -> Problem | None:
+async def _run(engine: Engine, snapshot: Snapshot, query: NamedQuery, values: dict[str, Value]) -> list[Problem]:
     try:
-        await engine.run(snapshot, Job(query.name, query.sql, values, "json", query.timeout_seconds))
+        answer = await engine.run(snapshot, Job(query.name, query.sql, values, "json", query.timeout_seconds))
     except BiQueryError as error:
         given = ", ".join(f"{name}={value}" for name, value in values.items())
         position = error.position if isinstance(error, QueryFailed) and error.position is not None else 0
         line = query.sql_line + query.sql[:position].count("\n")
-        return Problem(query.path, line, f"{error} (with {given or 'no parameters'})")
-    return None
+        return [Problem(query.path, line, f"{error} (with {given or 'no parameters'})")]
+    known = [column["name"] for column in orjson.loads(answer.encoded.body)["columns"]]
+    return [Problem(query.path, line, text) for line, text in column_faults(query.says, query.says_lines, known)]
 
 
 def _bindings(query: NamedQuery) -> list[dict[str, Value]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from .errors import BadRequest
-from .phrases import number_phrases, words_for_values
+from .phrases import number_phrases, plain_value, words_for_values
 
 ParameterType = Literal["integer", "number", "string", "boolean", "date"]
 Value = int | float | str | bool | date | None
@@ -23,7 +23,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _KEYS = {"type", "default", "description", "minimum", "maximum", "max_length", "choices", "examples", "synonyms", "ask",
-         "must_be_named"}  # fmt: skip
+         "must_be_named", "if_not_named"}  # fmt: skip
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
@@ -51,6 +51,7 @@ class Parameter:
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # value's text -> words for it in questions
     ask: tuple[str, ...] = ()  # phrases of questions, with # where the number stands
     must_be_named: bool = False  # a question that does not name a value is not about this query
+    if_not_named: str | None = None  # the text that a question means which names neither a value nor the parameter
 
     @classmethod
     def declare(cls, name: str, declaration: Mapping[str, Any]) -> Parameter:
@@ -76,6 +77,7 @@ class Parameter:
             words_for_values(declaration.get("synonyms", {})),
             number_phrases(declaration.get("ask", ())),
             declaration.get("must_be_named", False),
+            plain_value(declaration.get("if_not_named")),
         )
         if not isinstance(parameter.must_be_named, bool):
             raise ValueError("must_be_named is true or false")
@@ -87,25 +89,29 @@ class Parameter:
             if value is not None and (fault := parameter._fault(value)):
                 raise ValueError(f"default or example {value!r} {fault}")
         for text in parameter.synonyms:
-            value = parameter._convert(text)
-            if fault := f"is not a {kind}" if value is _MISSING else parameter._fault(value):
+            if fault := parameter._text_fault(text):
                 raise ValueError(f"synonyms of {text!r}: it {fault}")
+        assumed = parameter.if_not_named
+        if assumed is not None and (fault := parameter._text_fault(assumed)):
+            raise ValueError(f"if_not_named: {assumed!r} {fault}")
         if parameter.ask and kind not in ("integer", "number"):
             raise ValueError("ask is for numbers; a text's words go into synonyms")
         return parameter
 
     def parse(self, text: str) -> Value:
         """The typed value of `text`; raises `BadRequest` (code `bad_parameter`) saying what would be accepted."""
-        value = self._convert(text)
-        fault = f"is not a {self.type}" if value is _MISSING else self._fault(value)
-        if fault:
+        if fault := self._text_fault(text):
             shown = text if len(text) <= 40 else text[:40] + "…"
             raise BadRequest(
                 "bad_parameter",
                 f"parameter '{self.name}': {shown!r} {fault}; {self.expectation()}",
                 extra={"parameter": self.name},
             )
-        return value  # type: ignore[return-value]  # _MISSING was refused above
+        return self._convert(text)  # type: ignore[return-value]  # _MISSING was refused above
+
+    def _text_fault(self, text: str) -> str:
+        value = self._convert(text)
+        return f"is not a {self.type}" if value is _MISSING else self._fault(value)
 
     def _convert(self, text: str) -> object:
         if self.type == "string":
@@ -172,6 +178,8 @@ class Parameter:
             entry |= {"minimum": _plain(self.minimum), "maximum": _plain(self.maximum)}
         if self.examples:
             entry["examples"] = [_plain(example) for example in self.examples]
+        if self.if_not_named is not None:
+            entry["if_not_named"] = self.if_not_named
         return entry
 
 

@@ -20,7 +20,8 @@ class Vocabulary(BaseModel):
     same: groups of words that mean the same. values: parameter -> value -> the words for it. numbers: parameter -> phrases
     with `#` where its number stands. absent: words for what the data do not hold; a question with one is not answered by
     what is left of it. first_week: the Monday of week 1 where the data count weeks themselves. labels: what columns and
-    parameters are called in the sentences of an answer; without one by their own name.
+    parameters are called in the sentences of an answer; without one by their own name. measures: column -> the words in
+    which people ask for its figures, for every query whose `says` names it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,7 @@ class Vocabulary(BaseModel):
     absent: Phrases = ()
     first_week: date | None = None
     labels: dict[Language, dict[str, Phrase]] = Field(default_factory=dict)
+    measures: dict[str, Phrases] = Field(default_factory=dict)
 
 
 def load_vocabulary(path: Path, queries: Iterable[Mapping[str, Parameter]], problems: list[Problem]) -> Vocabulary:

@@ -44,6 +44,7 @@ from .matcher import Match, Matcher
 from .memory import PlanMemory
 from .prompt import Question
 from .reply import Choice, RunQuery, RunSql
+from .wishes import Wish
 
 if TYPE_CHECKING:
     from .model import LanguageModel
@@ -137,7 +138,29 @@ class ChatService:
             raise problem
         return outcome
 
+    def _meant(self, match: Match, question: Question) -> Match:
+        """The match with the values that its query takes a question to mean that does not name them."""
+        named = dict(match.values)
+        assumed = self._matcher.assumed(match.query, self._texts(match.query, question))
+        return replace(match, values=(*match.values, *((name, value) for name, value in assumed if name not in named)))
+
+    @staticmethod
+    def _texts(query: NamedQuery, question: Question) -> list[str]:
+        """The question and, newest first, those before it that the same query answered."""
+        same = takewhile(lambda turn: turn.query == query.name, reversed(question.turns))
+        return [question.text, *(turn.question[:_MOST_TURN_CHARACTERS] for turn in same)]
+
+    def _wish(self, query: NamedQuery | None, question: Question) -> Wish:
+        """What of the result the question asks for, or the one that it follows when it does not say."""
+        if query is None:
+            return Wish()
+        wishes = [self._matcher.wish(query, text) for text in self._texts(query, question)]
+        return next((wish for wish in wishes if not wish.is_empty), wishes[0])
+
     def _matches(self, question: Question) -> list[Match]:
+        return [self._meant(match, question) for match in self._nearest(question)]
+
+    def _nearest(self, question: Question) -> list[Match]:
         matches = self._matcher.matches(question.text, _NEAREST)
         followed = self._followed(question) if question.turns else None
         if followed is None:
@@ -274,7 +297,8 @@ class ChatService:
             answer = wording.cannot_answer(language, [match.query for match in matches])
             nearest = [{"name": match.query.name, "title": match.query.title} for match in matches]
         else:
-            answer = wording.answered(language, outcome.query, outcome.values or {}, shown)
+            wish = self._wish(outcome.query, question)
+            answer = wording.answered(language, outcome.query, outcome.values or {}, shown, wish)
             nearest = None
         document = {
             "answer": answer,

@@ -29,9 +29,10 @@ from ..parameters import Parameter
 from ..phrases import PLACE
 from ..vocabulary import Vocabulary
 from .lexicon import Concept, Lexicon
-from .slots import Filled, Slots, number_phrases_for, period_end, words_for
+from .slots import LIMIT_NAMES, Filled, Slots, number_phrases_for, period_end, words_for
 from .stop_words import CALENDAR_PHRASES, FUTURE_PHRASES, TURNING_PHRASES, TURNING_WORDS
-from .words import words_of
+from .wishes import Wish, Wishes
+from .words import Word, words_of
 
 _OTHER_PHRASE, _DESCRIPTION = 0.6, 0.3
 _LEAST_WEIGHT = 0.25
@@ -81,6 +82,7 @@ class Matcher:
         self._lexicon = Lexicon(
             (*vocabulary.same, *((phrase,) for phrase in turning)), list(_known_words(queries, vocabulary))
         )
+        self._wishes = Wishes(vocabulary, queries)
         self._turning = frozenset().union(*map(self._names, (*turning, *TURNING_WORDS)))
         ends = [end for query in queries if (end := period_end(query))]
         self._profiles = [
@@ -92,6 +94,8 @@ class Matcher:
         ]
         self._turning |= self._value_words((parameter for parameter in texts if parameter.choices), vocabulary)
         self._of_data = self._value_words((parameter for parameter in texts if not parameter.choices), vocabulary)
+        things = [self._names(thing) for query in queries for thing in _things(query)]
+        self._things = frozenset().union(*(names for names in things if len(names) == 1))
 
     def matches(self, question: str, most: int = 3) -> list[Match]:
         """The `most` likeliest named queries, best first; empty when nothing fits at all.
@@ -104,7 +108,7 @@ class Matcher:
         scored = []
         for profile in self._profiles:
             filled = profile.slots.fill(words, concepts, today)
-            fit, score = self._scores(profile, concepts, filled)
+            fit, score = self._scores(profile, words, concepts, filled)
             if score:
                 scored.append((fit, score, profile, filled))
         scored.sort(key=lambda entry: (-entry[0], -entry[1], entry[2].query.name))
@@ -119,11 +123,29 @@ class Matcher:
         """How a question fits one named query of the catalogue, however little."""
         words = self._lexicon.corrected(words_of(question))
         concepts = self._lexicon.concepts(words)
-        profile = next(profile for profile in self._profiles if profile.query is query)
+        profile = self._of(query)
         filled = profile.slots.fill(words, concepts, self._today())
         says_more = any(filled.free_any(concept.start, concept.end) for concept in concepts)
-        confidence = _confidence(self._scores(profile, concepts, filled)[1])
+        confidence = _confidence(self._scores(profile, words, concepts, filled)[1])
         return Match(query, tuple(filled.values.items()), confidence, bool(filled.values) and not says_more)
+
+    def wish(self, query: NamedQuery, question: str) -> Wish:
+        """What a question asks of a query's result, for the sentence of the answer."""
+        words = self._lexicon.corrected(words_of(question))
+        filled = self._of(query).slots.fill(words, self._lexicon.concepts(words), self._today())
+        return self._wishes.of(query, words, filled.roles)
+
+    def assumed(self, query: NamedQuery, questions: Iterable[str]) -> list[tuple[str, str]]:
+        """What is meant by questions that name neither a value of a parameter nor the parameter itself."""
+        said = frozenset().union(*(self._names(question) for question in questions))
+        return [
+            (name, parameter.if_not_named)
+            for name, parameter in query.parameters.items()
+            if parameter.if_not_named is not None and not said & self._names(name.replace("_", " "))
+        ]
+
+    def _of(self, query: NamedQuery) -> _Profile:
+        return next(profile for profile in self._profiles if profile.query is query)
 
     def _profile(self, query: NamedQuery, slots: Slots) -> _Profile:
         phrases = tuple(
@@ -145,16 +167,18 @@ class Matcher:
         phrases = {phrase for group in groups for phrase in group}
         return frozenset().union(*map(self._names, phrases)) - self._weights.keys()
 
-    def _scores(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> tuple[float, float]:
+    def _scores(
+        self, profile: _Profile, words: Sequence[Word], concepts: Sequence[Concept], filled: Filled
+    ) -> tuple[float, float]:
         """How well a query fits, from 0 to 1: but for values that it cannot take, and all told."""
-        fit = score = self._score(profile, concepts, filled)
+        fit = score = self._score(profile, words, concepts, filled)
         of_data = [c for c in concepts if c.name in self._of_data and filled.free_any(c.start, c.end)]
         if of_data or filled.doubt or filled.unusable:
             rest = [concept for concept in concepts if concept not in of_data]
-            fit = self._score(profile, rest, replace(filled, doubt=0.0, unusable=False))
+            fit = self._score(profile, words, rest, replace(filled, doubt=0.0, unusable=False))
         return fit, score * _TURNED ** len(of_data)
 
-    def _score(self, profile: _Profile, concepts: Sequence[Concept], filled: Filled) -> float:
+    def _score(self, profile: _Profile, words: Sequence[Word], concepts: Sequence[Concept], filled: Filled) -> float:
         """How well a query fits, from 0 to 1."""
         said = {concept.name: 1 - concept.doubt for concept in concepts}
         places = frozenset(map(_place, filled.values))
@@ -169,6 +193,8 @@ class Matcher:
         for concept in unused:
             if concept.name in self._turning and concept.name not in profile.in_phrases:
                 best *= _TURNED
+        if best and self._wishes.is_superlative(words) and not self._can_compare(profile, words, filled, unused):
+            best *= _TURNED
         best *= 1 - filled.doubt
         if filled.unusable:
             best *= _UNUSABLE
@@ -178,6 +204,15 @@ class Matcher:
         ):
             best *= 0.1
         return best
+
+    def _can_compare(self, profile: _Profile, words: Sequence[Word], filled: Filled, unused: Sequence[Concept]) -> bool:
+        """False when the largest is asked for of a figure that the query has not, or among things it has no rows of.
+
+        It would be answered with the largest of something else.
+        """
+        wish = self._wishes.of(profile.query, words, filled.roles)
+        others = self._things - profile.in_phrases
+        return self._wishes.can_be_said(profile.query, wish) and not any(concept.name in others for concept in unused)
 
     def _share(self, phrase: frozenset[str], said: dict[str, float]) -> float:
         total = sum(self._weight(name) for name in phrase)
@@ -233,6 +268,17 @@ def _known_words(queries: Iterable[NamedQuery], vocabulary: Vocabulary) -> Itera
             for phrases in words_for(parameter, vocabulary).values():
                 yield from phrases
             yield from number_phrases_for(parameter, vocabulary)
+
+
+def _things(query: NamedQuery) -> Iterable[str]:
+    """What a query has rows of, or is about one of: parameters such as `store_id` by their name, `10 stores`."""
+    for name, parameter in query.parameters.items():
+        if name.endswith("_id") or (
+            parameter.type == "string" and not parameter.choices and not name.endswith("_type")
+        ):
+            yield name.removesuffix("_id").replace("_", " ")
+        if name in LIMIT_NAMES:
+            yield from parameter.ask
 
 
 def _confidence(score: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -19,7 +20,7 @@ from .words import Word, folded, stem, stems_of
 
 Role = Literal["value", "number", "period"]
 # What anybody's catalogue may call its "how many rows", and how people ask for it.
-_LIMIT_NAMES = frozenset({"limit", "top", "top_n", "n", "most", "rows", "max_rows"})
+LIMIT_NAMES = frozenset({"limit", "top", "top_n", "n", "most", "rows", "max_rows"})
 _LIMIT_PHRASES = (
     "top #", "first #", "best #", "leading #", "biggest #", "largest #", "# best", "# top", "# biggest", "# largest",
     "# most", "# highest", "# main", "the # with", "primeiros #", "primeiras #", "melhores #", "maiores #",
@@ -75,10 +76,17 @@ class Slots:
         self._numbers: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         self._nouns: dict[str, frozenset[str]] = {}
         for parameter in query.parameters.values():
-            for value, phrases in words_for(parameter, vocabulary).items():
+            declared = words_for(parameter, vocabulary)
+            shared = Counter(key for phrases in declared.values() for key in set(map(stems_of, phrases)))
+            for value, phrases in declared.items():
                 for phrase in phrases:
                     # `próxima semana` is one week, `próximas semanas` are not: a number's words count as they are written.
-                    exactly = folded(phrase) if parameter.type in ("integer", "number") else ""
+                    # So do those that stand for two values but for their endings: `por cesta` and `por cestas`.
+                    exactly = (
+                        folded(phrase)
+                        if parameter.type in ("integer", "number") or shared[stems_of(phrase)] > 1
+                        else ""
+                    )
                     self._words.setdefault(stems_of(phrase), []).append((parameter.name, value, exactly))
             for phrase in number_phrases_for(parameter, vocabulary):
                 before, _, after = phrase.partition("#")
@@ -225,7 +233,7 @@ def number_phrases_for(parameter: Parameter, vocabulary: Vocabulary) -> tuple[st
     if parameter.type not in ("integer", "number"):
         return ()
     phrases = parameter.ask + vocabulary.numbers.get(parameter.name, ())
-    if parameter.name in _LIMIT_NAMES:
+    if parameter.name in LIMIT_NAMES:
         return phrases + _LIMIT_PHRASES
     return phrases or (parameter.name.removesuffix("_id").replace("_", " ") + " #",)
 

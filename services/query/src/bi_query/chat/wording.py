@@ -13,7 +13,9 @@ from ..catalogue import NamedQuery
 from ..lines import shown
 from ..phrases import Language
 from .slots import period_parameters
+from .spoken import spoken
 from .stop_words import ENGLISH_WORDS, PORTUGUESE_WORDS
+from .wishes import Wish
 from .words import words_of
 
 __all__ = ["Language", "answered", "cannot_answer", "language_of"]
@@ -21,6 +23,7 @@ __all__ = ["Language", "answered", "cannot_answer", "language_of"]
 _MOST_COLUMNS = 8
 _MOST_DESCRIPTIONS = 5  # more of them only where figures leave room
 _MOST_CHARACTERS = 80
+_NO_WISH = Wish()
 _NUMERIC = re.compile(r"(U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|INTEGER|DECIMAL|DOUBLE|FLOAT|REAL)\b")
 _PORTUGUESE_ENDING = re.compile(
     r"\w{2,}(cao|coes|mente|dade|dades|eiro|eira|eiros|eiras|inho|inha|agem|avam|aram|emos|amos)"
@@ -71,7 +74,10 @@ _WORDS: dict[Language, dict[str, str]] = {
         "rows": "{count} rows",
         "most": "the first {count} rows, there are more",
         "none": "no rows: nothing in the data fits",
+        "all": "{count} rows, all in the result",
         "first": "The first: {row}.",
+        "best": "The highest {label}: {row}.",
+        "sum": "In total: {row}.",
         "in": "for {period}",
         "range": "from {first} to {last}",
         "since": "from {first} on",
@@ -88,7 +94,10 @@ _WORDS: dict[Language, dict[str, str]] = {
         "rows": "{count} linhas",
         "most": "as primeiras {count} linhas, há mais",
         "none": "nenhuma linha: nada nos dados corresponde",
+        "all": "{count} linhas, todas no resultado",
         "first": "A primeira: {row}.",
+        "best": "O valor mais alto de {label}: {row}.",
+        "sum": "No total: {row}.",
         "in": "em {period}",
         "range": "de {first} a {last}",
         "since": "de {first} em diante",
@@ -115,23 +124,35 @@ def language_of(question: str) -> Language:
 
 
 def answered(
-    language: Language, query: NamedQuery | None, values: Mapping[str, object], result: Mapping[str, Any]
+    language: Language,
+    query: NamedQuery | None,
+    values: Mapping[str, object],
+    result: Mapping[str, Any],
+    wish: Wish = _NO_WISH,
 ) -> str:
-    """One or two sentences that say what was found, for which period and filters.
+    """One or two sentences that say what was found, for which period and filters, and of several rows those asked for.
 
     `query` is None for SQL that a model wrote; `values` are the bound parameters; `result` is the JSON document of the
-    query API (`columns`, `rows`, `row_count`, `truncated`). Texts of the data are shortened and shown without control
-    characters.
+    query API (`columns`, `rows`, `row_count`, `truncated`); `wish` is what the question asks of it. Texts of the data are
+    shortened and shown without control characters.
     """
     words, rows = _WORDS[language], result["rows"]
     head = _head(language, query, values)
     if not rows:
         return f"{head}: {words['none']}."
-    first = _row(language, _labels(language, query), result["columns"], rows[0])
+    labels = _labels(language, query)
     if len(rows) == 1 and not result.get("truncated"):
-        return f"{head}: {first}."
-    count = words["most" if result.get("truncated") else "rows"].format(count=_number(language, len(rows)))
-    return f"{head}: {count}. {words['first'].format(row=first)}"
+        return f"{head}: {_row(language, labels, result['columns'], rows[0])}."
+    said = spoken(query, values, result, wish)
+    rows_said = [_worded(labels, said.columns, row) for row in said.rows] if said.how == "rows" else said.rows
+    row = "; ".join(_row(language, labels, said.columns, row, said.column) for row in rows_said)
+    if said.how == "rows":
+        return f"{head}: {row}."
+    how = "most" if result.get("truncated") else "all" if said.how == "none" else "rows"
+    count = words[how].format(count=_number(language, len(rows)))
+    if said.how == "none":
+        return f"{head}: {count}."
+    return f"{head}: {count}. {words[said.how].format(row=row, label=_label(labels, said.column))}"
 
 
 def cannot_answer(language: Language, nearest: Sequence[NamedQuery]) -> str:
@@ -196,17 +217,33 @@ def _period(language: Language, first: object, last: object) -> str:
 
 
 def _row(
-    language: Language, labels: Mapping[str, str], columns: Sequence[Mapping[str, str]], row: Sequence[object]
+    language: Language,
+    labels: Mapping[str, str],
+    columns: Sequence[Mapping[str, str]],
+    row: Sequence[object],
+    asked: str = "",
 ) -> str:
-    """`name value` of the first columns that are not empty, some of them figures; of a single column the value alone."""
+    """`name value` of the first columns that are not empty, some of them figures; of a single column the value alone.
+
+    The column `asked` for is among them wherever it stands.
+    """
     cells = [(column, _cell(language, column, value)) for column, value in zip(columns, row, strict=False)]
-    if len(cells) == 1:
+    if len(cells) == 1 and not asked:
         return cells[0][1] or _WORDS[language]["empty"]
-    filled = [(_is_figure(column), f"{_label(labels, column['name'])} {text}") for column, text in cells if text]
-    descriptions = [place for place, (is_figure, _) in enumerate(filled) if not is_figure]
+    filled = [(column, f"{_label(labels, column['name'])} {text}") for column, text in cells if text]
+    descriptions = [place for place, (column, _) in enumerate(filled) if not _is_figure(column)]
     later = descriptions[_MOST_DESCRIPTIONS:]
-    kept = [place for place in range(len(filled)) if place not in later] + later
+    first = [place for place, (column, _) in enumerate(filled) if column["name"] == asked]
+    kept = list(dict.fromkeys(first + [place for place in range(len(filled)) if place not in later] + later))
     return ", ".join(filled[place][1] for place in sorted(kept[:_MOST_COLUMNS]))
+
+
+def _worded(labels: Mapping[str, str], columns: Sequence[Mapping[str, str]], row: Sequence[object]) -> Sequence[object]:
+    """A row whose texts are names that the catalogue declares, as the language has them."""
+    return [
+        _label(labels, value) if isinstance(value, str) and not _NUMERIC.match(column.get("type", "")) else value
+        for column, value in zip(columns, row, strict=False)
+    ]
 
 
 def _is_figure(column: Mapping[str, str]) -> bool:
