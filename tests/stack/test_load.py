@@ -1,4 +1,4 @@
-"""The load test from outside of the stack, as `make load` says for what its container cannot do."""
+"""`make load`: in its container, and from outside as it says for what its container cannot do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.service import wait_until
 from tests.support.small import Small
 from tests.support.stack import ROOT, Stack, volume_files
 
+REPORTS = ROOT / "loadtest/reports"
 SHORT = ["--users", "4", "--seconds", "20", "--publish-every", "4", "--queries", "shops"]
 
 
@@ -40,6 +42,31 @@ def told_by_make(environment: dict[str, str]) -> list[str]:
 def current(stack: Stack) -> str:
     """The snapshot that the pointer names."""
     return str(json.loads(volume_files(stack, "snapshots")["current.json"])["snapshot_id"])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "more", "code", "missed"),
+    [("cold", "", 0, set()), ("soak", " --no-cache", 1, {"hit_rate"})],  # nothing looked up is no hit rate
+)
+def test_the_exit_code_of_make_load_is_the_verdict_of_its_container(
+    stack: Stack, scenario: str, more: str, code: int, missed: set[str]
+) -> None:
+    before = set(REPORTS.glob("*"))
+    command = ["make", "load", f"SCENARIO={scenario}", f"ARGS=--users 4 --seconds 15 --queries shops{more}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment_of(stack), capture_output=True, text=True, timeout=600, check=False
+    )
+    told = done.stdout[-3000:] + done.stderr[-2000:]
+    made = set(REPORTS.glob("*")) - before  # of the stack's earlier runs, too
+    reports = [json.loads(path.read_text()) for path in made if path.match(f"{scenario}-*.json")]
+    for path in made:
+        path.unlink()
+    assert len(reports) == 1, told
+    (report,) = reports
+    outcomes = {row["slo"]: row["outcome"] for row in report["verdict"]}
+    assert {name for name, outcome in outcomes.items() if outcome not in ("met", "not judged")} == missed, told
+    # make's own word for a command that ended so is 2.
+    assert (done.returncode, f"Error {code}" in done.stderr) == ((0, False) if code == 0 else (2, True)), told
 
 
 def test_the_commands_that_make_load_names_for_scenario_publish_work(
