@@ -159,7 +159,9 @@ class Prometheus:
             up = f'up{{job="{self._job}"}}'  # timestamp() tells a sample's own time of a plain selector only
             while True:
                 samples = self._query(f"timestamp({up}) and {up} == 1", None)
-                times = [float(sample["value"][1]) for sample in samples]
+                # A replica of before a restart of Prometheus, which never marked its series as ended, is no target.
+                targets = self._targets()
+                times = [float(sample["value"][1]) for sample in samples if sample["metric"]["instance"] in targets]
                 if times and min(times) >= now:
                     break
                 if time.monotonic() > deadline:
@@ -225,6 +227,11 @@ class Prometheus:
         if not found:
             return math.nan
         return float(found[1] if isinstance(found[0], (int, float)) else found[0]["value"][1])
+
+    def _targets(self) -> set[str]:
+        """The replicas that are scraped now."""
+        found = json.loads(_read(f"{self._url}/api/v1/targets?state=active"))["data"]["activeTargets"]
+        return {target["labels"]["instance"] for target in found if target["labels"]["job"] == self._job}
 
     def _query(self, expression: str, when: float | None) -> list[Any]:
         given = {"query": expression} | ({} if when is None else {"time": f"{when:.3f}"})

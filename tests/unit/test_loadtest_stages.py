@@ -23,7 +23,7 @@ from loadtest.pauses import Pauses
 from loadtest.questions import NAMED_ENDPOINT
 from loadtest.recorder import Recorder
 from loadtest.scenarios import scenarios
-from loadtest.service_side import Prometheus
+from loadtest.service_side import Prometheus, Unmeasured
 from loadtest.verdict import ALL, Row, Window, exit_code, judge
 from tests.support.load_sides import GOOD, counters, failing, objectives, verdict
 
@@ -291,3 +291,27 @@ def test_a_series_with_one_sample_counts_from_zero_where_it_appeared(goals: Obje
     rate = Scraped([series("a", "200", steady), series("a", "206", {110.0: 50.0})]).rate("begin", "end", goals)
     assert rate is not None and rate.per_second == 10
     assert Scraped([series("a", "200", {105.0: 9.0})]).rate("begin", "end", goals) is None, "one scrape has no length"
+
+
+class Marked(Prometheus):
+    """Prometheus at second 1,000: when it last scraped which replica; it scrapes `a` and `b` still."""
+
+    def __init__(self, scrapes: dict[str, float]) -> None:
+        super().__init__("http://prometheus", "query")
+        self._scrapes = scrapes
+
+    def _targets(self) -> set[str]:
+        return {"a", "b"}
+
+    def _query(self, expression: str, when: float | None) -> list[Any]:
+        if expression == "time()":
+            return [1000.0, "1000"]
+        return [{"metric": {"instance": name}, "value": [0, str(at)]} for name, at in self._scrapes.items()]
+
+
+def test_a_replica_from_before_a_restart_of_prometheus_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.service_side._SCRAPE_WAIT_SECONDS", 0.7)
+    Marked({"a": 1000.5, "of before": 990.0}).mark("start", quiet=True)
+    for scrapes in ({"a": 1000.5, "b": 999.5}, {"of before": 1000.5}):  # one that is late, and none at all
+        with pytest.raises(Unmeasured, match="was not scraped"):
+            Marked(scrapes).mark("start", quiet=True)
