@@ -131,12 +131,7 @@ def deploy(project: str, services: dict[str, Json], volumes: dict[str, str], *, 
     old, query = containers(project, "query"), services["query"]
     within_seconds = seconds("BI_DEPLOY_SECONDS", "120")
     if not old:
-        if build:
-            get_images(query)
-        refuse_interrupted(str(query["image"]), volumes)
-        voice.say("nothing runs yet: a plain start")
-        bring_up(project, seconds("BI_UP_SECONDS", "300"))
-        read_anew(project, voice)
+        start(project, query, volumes, build=build)
         return 0
     one_shots = [name for name, service in services.items() if service.get("restart") == "no"]
     release = Release(project, str(query["image"]), old)
@@ -201,6 +196,16 @@ def check_edge(project: str) -> None:
     """That the running edge can read its files as they are now, before anything is changed."""
     for edge in filter(is_production_edge, containers(project, "edge")):
         docker("exec", edge["Id"], *CHECK_EDGE)
+
+
+def start(project: str, query: Json, volumes: dict[str, str], *, build: bool) -> None:
+    """All of it, where no replica runs that could serve on. Raises `Failure` when it is not healthy."""
+    if build:
+        get_images(query)
+    refuse_interrupted(str(query["image"]), volumes)
+    voice.say("nothing runs yet: a plain start")
+    bring_up(project, seconds("BI_UP_SECONDS", "300"))
+    read_anew(project, voice)
 
 
 def run_one_shot(project: str, name: str) -> None:
